@@ -1,0 +1,258 @@
+"""The records of the house: what the store keeps and what the tools answer with.
+
+Records are frozen pydantic models. Money is kept in integer nano-dollars (10⁻⁹ USD), so that sums are exact; only
+the outermost answers turn it into dollars. Times are UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.errors import ErrorCode, RookeryError
+
+NANO_USD: Final = 1_000_000_000
+"""Nano-dollars in a dollar."""
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SessionState(StrEnum):
+    """Where a session stands (DESIGN section 2)."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    AWAITING_APPROVAL = "awaiting_approval"
+    IDLE = "idle"
+    ENDED = "ended"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Ended and failed sessions never move again; an idle one waits for its next prompt."""
+        return self in (SessionState.ENDED, SessionState.FAILED)
+
+    @property
+    def is_busy(self) -> bool:
+        """A turn is under way, so a second prompt is refused."""
+        return self in (SessionState.STARTING, SessionState.RUNNING, SessionState.AWAITING_APPROVAL)
+
+
+TRANSITIONS: Final[Mapping[SessionState, frozenset[SessionState]]] = {
+    SessionState.STARTING: frozenset(
+        {SessionState.RUNNING, SessionState.IDLE, SessionState.ENDED, SessionState.FAILED}
+    ),
+    SessionState.RUNNING: frozenset(
+        {SessionState.IDLE, SessionState.AWAITING_APPROVAL, SessionState.ENDED, SessionState.FAILED}
+    ),
+    SessionState.AWAITING_APPROVAL: frozenset(
+        {SessionState.RUNNING, SessionState.IDLE, SessionState.ENDED, SessionState.FAILED}
+    ),
+    SessionState.IDLE: frozenset({SessionState.RUNNING, SessionState.ENDED, SessionState.FAILED}),
+    SessionState.ENDED: frozenset(),
+    SessionState.FAILED: frozenset({SessionState.ENDED}),
+}
+"""The only moves a session can make. ``starting → idle`` is a start that was interrupted or failed in a way that a
+later prompt can mend; ``failed → ended`` is a person tidying up."""
+
+
+class StopReason(StrEnum):
+    """Why a turn stopped. Closed (DESIGN section 2)."""
+
+    END_TURN = "end_turn"
+    INTERRUPTED = "interrupted"
+    AWAITING_APPROVAL = "awaiting_approval"
+    BUDGET_EXCEEDED = "budget_exceeded"
+    MAX_TURNS = "max_turns"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+    ERROR = "error"
+
+
+class Failure(Record):
+    """An error as a caller sees it."""
+
+    code: ErrorCode = Field(description="what went wrong, of a closed set")
+    message: str = Field(description="what happened and what to do")
+    retryable: bool = Field(description="whether the same call may succeed later")
+
+    @classmethod
+    def of(cls, error: RookeryError) -> Failure:
+        return cls(code=error.code, message=error.message, retryable=error.retryable)
+
+
+class Usage(Record):
+    """Tokens of one or many model requests, by kind."""
+
+    input_tokens: int = Field(default=0, ge=0)
+    output_tokens: int = Field(default=0, ge=0)
+    cache_read_tokens: int = Field(default=0, ge=0)
+    cache_write_tokens: int = Field(default=0, ge=0, description="5-minute and 1-hour cache writes together")
+    cache_write_1h_tokens: int = Field(default=0, ge=0, description="the part of them that lives an hour")
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
+            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
+            cache_write_1h_tokens=self.cache_write_1h_tokens + other.cache_write_1h_tokens,
+        )
+
+
+class Cost(Record):
+    """What model requests cost, as answered by tools. Sums are the ledger's."""
+
+    usd: float = Field(default=0.0, description="dollars of all requests with a known price")
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    requests: int = Field(default=0, description="model requests, failed ones included")
+    failures: int = Field(default=0, description="model requests that failed")
+    unpriced_requests: int = Field(default=0, description="requests whose model has no known price; not in usd")
+
+
+class LedgerEntry(Record):
+    """One model request, written once by the gateway: the truth for costs (DESIGN section 2)."""
+
+    id: str
+    principal: str
+    session_id: str
+    root_id: str
+    turn: int = Field(description="the session's turn it belongs to; 0 before the first")
+    model: str
+    upstream_request_id: str | None = None
+    status: int = Field(description="HTTP status given to the sandbox; 0 when the upstream could not be reached")
+    complete: bool = Field(description="False when the stream was cut, by either side")
+    error: str | None = Field(default=None, description="the error's type, as the Messages API names it")
+    usage: Usage
+    nano_usd: int | None = Field(description="price in nano-dollars; None when the model's price is unknown")
+    price_source: str | None = None
+    started_at: datetime
+    ended_at: datetime
+
+
+class SessionRecord(Record):
+    """A session as the store keeps it."""
+
+    id: str
+    principal: str
+    root_id: str = Field(description="the first ancestor; its own id for a root")
+    parent_id: str | None = None
+    forked_from: str | None = Field(default=None, description="checkpoint it was forked from")
+    title: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    state: SessionState
+    turn: int = Field(default=0, description="number of the latest turn; 0 before the first")
+    model: str | None = None
+    system_prompt: str | None = None
+    policy: str = "workspace"
+    tools: tuple[str, ...] | None = Field(default=None, description="tools asked for; None: all of the policy's")
+    max_turns: int | None = None
+    output_schema: dict[str, Any] | None = None
+    budget_nano_usd: int | None = Field(default=None, description="total cap of the session")
+    sandbox_kind: str
+    sandbox: dict[str, Any] | None = Field(default=None, description="the provider's reference")
+    owner: str | None = Field(default=None, description="id of the server process whose lease it carries")
+    resident: bool = Field(default=False, description="whether it has a live agent process")
+    request_id: str | None = None
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None = None
+
+
+class TurnOrigin(StrEnum):
+    PROMPT = "prompt"
+    BACKGROUND = "background"
+    """A result that no prompt asked for: a background task of the agent woke it (DESIGN section 3.4)."""
+
+
+class TurnRecord(Record):
+    """One turn: a prompt and all the agent did until it stopped."""
+
+    session_id: str
+    number: int
+    origin: TurnOrigin = TurnOrigin.PROMPT
+    prompt: str
+    request_id: str | None = None
+    stop_reason: StopReason | None = Field(default=None, description="None while it runs")
+    text: str = ""
+    structured_output: Any = None
+    error: Failure | None = None
+    denials: int = 0
+    changed_files: tuple[str, ...] = ()
+    checkpoint_id: str | None = Field(default=None, description="checkpoint of its start")
+    end_checkpoint_id: str | None = None
+    sdk_cost_usd: float | None = Field(default=None, description="the SDK's own cumulative figure, for comparison")
+    started_at: datetime
+    ended_at: datetime | None = None
+
+
+class EventKind(StrEnum):
+    """Kinds of entries in a session's log. ``data`` of each is described at the place that writes it."""
+
+    STATE = "state"
+    TURN_STARTED = "turn_started"
+    TURN_ENDED = "turn_ended"
+    TEXT = "text"
+    THINKING = "thinking"
+    TOOL_CALL = "tool_call"
+    TOOL_RESULT = "tool_result"
+    DENIAL = "denial"
+    CHECKPOINT = "checkpoint"
+    REWIND = "rewind"
+    FORK = "fork"
+    APPROVAL = "approval"
+    BUDGET = "budget"
+    NOTICE = "notice"
+
+
+class Event(Record):
+    """One entry of a session's append-only log."""
+
+    session_id: str
+    seq: int = Field(description="1, 2, 3 … without gaps within the session")
+    at: datetime
+    turn: int
+    kind: EventKind
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class PendingApproval(Record):
+    """A question that waits for its answer, as shown in outcomes."""
+
+    approval_id: str
+    tool: str
+    summary: str
+    expires_at: datetime
+
+
+class Outcome(Record):
+    """The one envelope that spawn, continue, fork and wait answer with (DESIGN section 7)."""
+
+    session_id: str
+    state: SessionState
+    turn: int
+    stop_reason: StopReason | None = Field(default=None, description="why the latest turn stopped; null while it runs")
+    text: str = Field(default="", description="the agent's final words of the latest turn")
+    structured_output: Any = Field(
+        default=None, description="the answer in the form of output_schema, if one was given"
+    )
+    error: Failure | None = None
+    cost: Cost = Field(default_factory=Cost)
+    budget_remaining_usd: float | None = None
+    checkpoint_id: str | None = Field(default=None, description="the start of this turn: rewind or fork from here")
+    pending_approvals: tuple[PendingApproval, ...] = ()
+    denials: int = Field(default=0, description="tool calls the policy denied in this turn")
+    changed_files: tuple[str, ...] = ()
+    cursor: int = Field(default=0, description="sequence number of the latest event, for read_transcript(after=…)")
+    next: str = Field(default="", description="what to call next")

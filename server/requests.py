@@ -1,0 +1,141 @@
+"""What callers ask of the registry, checked once, here: a value that passes can be acted on.
+
+A value that does not pass is an ``invalid_argument`` whose message names the argument and the remedy.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+MAX_PROMPT_BYTES: Final = 1_000_000
+"""Longest prompt in UTF-8 bytes. The Messages API takes 32 MB, but a prompt is typed or delegated text: files go
+into the workspace."""
+
+MAX_LABELS: Final = 32
+
+Prompt = Annotated[str, StringConstraints(min_length=1)]
+Label = Annotated[str, StringConstraints(max_length=200)]
+
+MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}")
+TOOL_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,127}")
+IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+
+
+def _checked_prompt(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty: say what the agent should do")
+    if len(value.encode("utf-8", "surrogatepass")) > MAX_PROMPT_BYTES:
+        raise ValueError(
+            f"is longer than {MAX_PROMPT_BYTES:,} bytes: put large material into the workspace as files and name them"
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("holds lone surrogates, which are not text: send valid Unicode") from error
+    return value
+
+
+class Request(BaseModel):
+    """Base of all requests: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class WorkspaceSource(Request):
+    """What the workspace holds at the start: exactly one of the three, or nothing."""
+
+    path: str | None = Field(
+        default=None, description="directory of the host to copy in (below ROOKERY_WORKSPACE_ROOTS)"
+    )
+    git: str | None = Field(
+        default=None, description="https URL of a repository to clone (a host of ROOKERY_GIT_HOSTS)"
+    )
+    ref: str | None = Field(default=None, description="branch, tag or commit for git")
+    files: dict[str, str] | None = Field(default=None, description="relative path → text content")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in ("path", "git", "files") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of path, git and files")
+        if self.ref is not None and self.git is None:
+            raise ValueError("ref goes with git only")
+        return self
+
+
+class SpawnRequest(Request):
+    """A new session with its first prompt."""
+
+    prompt: str
+    request_id: str | None = Field(default=None, max_length=200)
+    title: str = Field(default="", max_length=200)
+    model: str | None = None
+    system_prompt: str | None = Field(default=None, max_length=200_000)
+    policy: str | None = None
+    tools: tuple[str, ...] | None = Field(default=None, max_length=100)
+    max_turns: int | None = Field(default=None, ge=1, le=10_000)
+    budget_usd: float | None = Field(default=None, gt=0, le=100_000)
+    workspace: WorkspaceSource | None = None
+    output_schema: dict[str, Any] | None = None
+    labels: dict[Label, Label] = Field(default_factory=dict, max_length=MAX_LABELS)
+
+    _prompt = field_validator("prompt")(_checked_prompt)
+
+    @field_validator("model")
+    @classmethod
+    def _model(cls, value: str | None) -> str | None:
+        if value is not None and not MODEL_NAME.fullmatch(value):
+            raise ValueError("is not a model name: use letters, digits and . _ - : / only, as in claude-sonnet-5")
+        return value
+
+    @field_validator("policy", "request_id")
+    @classmethod
+    def _identifier(cls, value: str | None) -> str | None:
+        if value is not None and not IDENTIFIER.fullmatch(value):
+            raise ValueError("is not an identifier: use letters, digits and _ . : - only, at most 128")
+        return value
+
+    @field_validator("tools")
+    @classmethod
+    def _tools(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
+            if not TOOL_NAME.fullmatch(name):
+                raise ValueError(f"holds {name[:40]!r}, which is not a tool name, as Read or Bash are")
+        return value
+
+
+class PromptRequest(Request):
+    """A further prompt for a session."""
+
+    prompt: str
+    request_id: str | None = Field(default=None, max_length=200)
+    budget_usd: float | None = Field(default=None, gt=0, le=100_000, description="new total cap of the session")
+
+    _prompt = field_validator("prompt")(_checked_prompt)
+
+    @field_validator("request_id")
+    @classmethod
+    def _identifier(cls, value: str | None) -> str | None:
+        if value is not None and not IDENTIFIER.fullmatch(value):
+            raise ValueError("is not an identifier: use letters, digits and _ . : - only, at most 128")
+        return value
+
+
+class ListRequest(Request):
+    """Which sessions to list, newest first."""
+
+    state: str | None = None
+    labels: dict[Label, Label] = Field(default_factory=dict, max_length=MAX_LABELS)
+    limit: int = Field(default=20, ge=1, le=200)
+    cursor: str | None = Field(default=None, max_length=200)
+
+
+class CostRequest(Request):
+    """Which costs to sum, and how."""
+
+    session_id: str | None = None
+    tree: bool = Field(default=False, description="the session with all that descends from it")
+    group_by: Literal["session", "model", "label", "day"] | None = None

@@ -1,0 +1,210 @@
+"""The seam to sandboxes: what a provider must do, whatever runs below it.
+
+A sandbox is the isolated machine of one session. Its *directories* (workspace, configuration) outlive its
+*processes*: ``stop`` ends the processes and keeps the files, ``destroy`` removes everything. An infrastructure
+failure is raised as :class:`~server.errors.RookeryError` (``sandbox_unavailable``, ``sandbox_lost``); it is never
+shown to a model as the output of a command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+WORKSPACE: Final = "/workspace"
+"""The agent's working directory, the same in every sandbox of every provider."""
+
+CONFIG_DIR: Final = "/home/agent/.claude"
+"""``CLAUDE_CONFIG_DIR`` inside every sandbox: written afresh on each start of an agent, never trusted."""
+
+GATEWAY_SOCKET: Final = "/run/rookery/gateway.sock"
+"""Where the model gateway listens, seen from inside the sandbox (``ANTHROPIC_UNIX_SOCKET``)."""
+
+CLI: Final = "/opt/rookery/claude"
+"""The Claude Code CLI inside every sandbox, read-only."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a provider can do beyond the minimum."""
+
+    pause: bool = False
+    """Processes survive ``stop``/``start`` of the host (memory snapshot)."""
+    native_fork: bool = False
+    """The provider itself can copy a sandbox."""
+    survives_host: bool = False
+    """The agent process lives on when our server dies, and ``attach`` finds it again."""
+    host_workspace: bool = False
+    """``Sandbox.workspace`` is a directory of this machine."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one sandbox. Memory and disk in MiB."""
+
+    memory_mb: int = 2048
+    processes: int = 256
+    cpus: float = 2.0
+    disk_mb: int = 4096
+
+
+@dataclass(frozen=True)
+class SandboxSpec:
+    """What a new sandbox is made for."""
+
+    session_id: str
+    gateway_socket: Path
+    """The gateway's socket on the host, offered inside at :data:`GATEWAY_SOCKET`: the only way out."""
+    limits: Limits = field(default_factory=Limits)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding of a probe: for ``rookery doctor`` and for refusals."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a finished command left. Output is bounded; ``truncated`` says that some was dropped."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
+
+
+class AgentProcess(Protocol):
+    """The agent's process with its standard streams. Reads are chunks, not lines; nothing here is trusted."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status once it ended (negative: killed by that signal), else None."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send to its stdin.
+
+        Raises:
+            anyio.BrokenResourceError, anyio.ClosedResourceError: it no longer reads.
+        """
+        ...
+
+    async def read(self) -> bytes:
+        """The next chunk of its stdout, at most 64 KiB; empty at the end."""
+        ...
+
+    async def close_input(self) -> None:
+        """End its stdin."""
+        ...
+
+    def stderr_tail(self) -> str:
+        """The last 16 KiB of its stderr, for the log only."""
+        ...
+
+    async def wait(self) -> int:
+        """Wait until it ended; the exit status."""
+        ...
+
+    async def terminate(self) -> None:
+        """End it with its whole process tree: TERM to the group, KILL after a grace, reap. Bounded, idempotent."""
+        ...
+
+
+class Sandbox(Protocol):
+    """One sandbox. All its methods raise ``sandbox_lost`` when the machine is gone."""
+
+    @property
+    def reference(self) -> Mapping[str, Any]:
+        """What ``attach`` needs to find it again after a restart: JSON, kept in the store, holds no secret."""
+        ...
+
+    @property
+    def workspace(self) -> Path | None:
+        """The workspace's directory on this host, if the provider has it there (``host_workspace``)."""
+        ...
+
+    async def start_agent(
+        self, argv: Sequence[str], env: Mapping[str, str], *, config_files: Mapping[str, bytes] | None = None
+    ) -> AgentProcess:
+        """Start ``argv`` with exactly ``env`` as the agent, in :data:`WORKSPACE`, with a clean :data:`CONFIG_DIR`.
+
+        Args:
+            argv: the command; the first word is :data:`CLI` or a program of the sandbox.
+            env: the whole environment beside what the provider itself sets (PATH, HOME, USER, LANG).
+            config_files: relative path → content, written into the clean configuration directory before the start.
+
+        Raises:
+            RookeryError: ``sandbox_unavailable`` when it could not be started.
+        """
+        ...
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout_s: float = 60.0,
+        max_output: int = 1 << 20,
+    ) -> CommandResult:
+        """Run a command to its end in the workspace, under the same isolation as the agent.
+
+        Raises:
+            RookeryError: ``timeout`` (its processes are gone then), ``sandbox_unavailable``.
+        """
+        ...
+
+    async def pack(self, path: str = ".") -> AsyncIterator[bytes]:
+        """The workspace below ``path`` as a tar stream (never follows a link)."""
+        ...
+
+    async def unpack(self, stream: AsyncIterator[bytes]) -> None:
+        """Write a tar stream into the workspace; entries that would leave it are refused (``invalid_argument``)."""
+        ...
+
+    async def stop(self) -> None:
+        """End all its processes and keep its files. Bounded, idempotent."""
+        ...
+
+    async def destroy(self) -> None:
+        """End all its processes and remove its files. Bounded, idempotent."""
+        ...
+
+
+class SandboxProvider(Protocol):
+    """Makes sandboxes of one kind. Every provider passes ``tests/conformance/sandbox_suite.py``."""
+
+    name: str
+    capabilities: Capabilities
+
+    async def probe(self) -> list[Check]:
+        """Say whether sandboxes can be made here, and what to do where not. Never raises."""
+        ...
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        """Make a new, empty sandbox.
+
+        Raises:
+            RookeryError: ``sandbox_unavailable``. Nothing is left behind then.
+        """
+        ...
+
+    async def attach(self, reference: Mapping[str, Any], spec: SandboxSpec) -> Sandbox:
+        """Find a sandbox again by its stored reference.
+
+        Raises:
+            RookeryError: ``sandbox_lost`` when it is gone.
+        """
+        ...
+
+    async def owned(self) -> list[Mapping[str, Any]]:
+        """References of all sandboxes of this home or account, for the janitor."""
+        ...

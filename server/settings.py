@@ -1,0 +1,108 @@
+"""Settings: the ``ROOKERY_*`` variables, and the credentials of the field under their own names.
+
+Loaded once by the composition root and handed down; nothing below reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import platformdirs
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class SandboxKind(StrEnum):
+    BUBBLEWRAP = "bubblewrap"
+    E2B = "e2b"
+
+
+class UpstreamKind(StrEnum):
+    ANTHROPIC = "anthropic"
+    SCRIPTED = "scripted"
+
+
+def _default_home() -> Path:
+    """The user's data directory; root keeps its agents in the system's, which other uids can traverse."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/rookery")
+    return Path(platformdirs.user_data_dir("rookery"))
+
+
+class Settings(BaseSettings):
+    """All settings with their bounds. Durations are in seconds, sizes in MiB, money in US dollars."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ROOKERY_", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
+    )
+
+    home: Path = Field(default_factory=_default_home, description="where sessions, files and the database live")
+    database_url: str | None = Field(default=None, description="SQLAlchemy URL; default: SQLite in the home")
+    sandbox: SandboxKind = Field(default=SandboxKind.BUBBLEWRAP, description="which provider makes sandboxes")
+    upstream: UpstreamKind = Field(default=UpstreamKind.ANTHROPIC, description="the model: anthropic, or scripted")
+    scenario: Path | None = Field(default=None, description="JSON scenario that the scripted model plays by default")
+    cli_path: Path | None = Field(default=None, description="another Claude Code CLI than the bundled one")
+    model: str | None = Field(default=None, description="default model of new sessions; else the CLI's own default")
+    policy: str = Field(default="workspace", description="default policy of new sessions")
+    policy_dir: Path | None = Field(default=None, description="directory of YAML policies, named by their file")
+    default_budget_usd: float = Field(default=5.0, gt=0, le=100_000, description="cap of a session that names none")
+    turn_timeout_s: float = Field(default=3600, gt=0, le=86_400, description="longest turn")
+    background_s: float = Field(default=30, ge=0, le=3600, description="how long background tasks may outlive a turn")
+    approval_hot_s: float = Field(default=60, ge=0, le=3600, description="how long an approval keeps its agent alive")
+    idle_s: float = Field(default=300, gt=0, le=86_400, description="an idle session gives up its process after this")
+    max_sessions: int = Field(default=32, ge=1, le=10_000, description="sessions that may be at work at once")
+    max_wait_s: float = Field(default=50, gt=0, le=3600, description="longest wait inside one tool call")
+    memory_mb: int = Field(default=2048, ge=256, le=1_048_576, description="memory of one sandbox")
+    processes: int = Field(default=256, ge=16, le=65_536, description="processes and threads in one sandbox")
+    cpus: float = Field(default=2.0, gt=0, le=1024, description="CPU cores of one sandbox")
+    disk_mb: int = Field(default=4096, ge=16, le=10_485_760, description="size of one workspace")
+    retention_days: float = Field(default=30, gt=0, le=36_500, description="ended sessions are deleted after this")
+    warm: int = Field(default=1, ge=0, le=64, description="started agents kept ready")
+    workspace_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(), description="host directories (separated by ':') below which workspaces may be copied from"
+    )
+    git_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("github.com", "gitlab.com"), description="hosts (comma separated) to clone workspaces from"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="what stderr gets")
+
+    anthropic_base_url: str = Field(default="https://api.anthropic.com", validation_alias="ANTHROPIC_BASE_URL")
+    anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
+    anthropic_auth_token: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_AUTH_TOKEN")
+    claude_code_oauth_token: SecretStr | None = Field(default=None, validation_alias="CLAUDE_CODE_OAUTH_TOKEN")
+
+    @field_validator("home", "policy_dir", "cli_path", "scenario")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @field_validator("workspace_roots", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(Path(part).expanduser().absolute() for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("git_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment.
+
+        Raises:
+            pydantic.ValidationError: a variable has a value out of its bounds.
+        """
+        return cls()
+
+    @property
+    def store_url(self) -> str:
+        """The SQLAlchemy URL of the store."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.home / 'rookery.db'}"

@@ -1,0 +1,145 @@
+"""What the registry answers beside the outcome: sessions, pages, transcripts, files and costs, ready to be shown."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from server.models import Cost, Event, Outcome, Record, SessionState
+
+
+class SessionSummary(Record):
+    """One line of a list."""
+
+    session_id: str
+    title: str
+    state: SessionState
+    turn: int
+    labels: dict[str, str] = Field(default_factory=dict)
+    model: str | None = None
+    parent_id: str | None = None
+    usd: float = 0.0
+    created_at: datetime
+    updated_at: datetime
+
+
+class SessionPage(Record):
+    """A page of sessions; ``cursor`` continues it, null at the end."""
+
+    sessions: tuple[SessionSummary, ...]
+    cursor: str | None = None
+
+
+class CheckpointSummary(Record):
+    """A point to return to."""
+
+    checkpoint_id: str
+    turn: int
+    kind: Literal["turn_start", "turn_end", "manual", "undo"]
+    label: str = ""
+    files: int = 0
+    created_at: datetime
+
+
+class SessionView(Record):
+    """All about one session."""
+
+    session_id: str
+    title: str
+    labels: dict[str, str]
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None
+    parent_id: str | None
+    root_id: str
+    forked_from: str | None
+    model: str | None
+    policy: str
+    sandbox: str
+    resident: bool
+    budget_usd: float | None
+    activity: str = Field(description="what the agent does now, or did last, in a few words")
+    checkpoints: tuple[CheckpointSummary, ...] = ()
+    outcome: Outcome = Field(description="outcome of the latest turn; its cost is that of the whole session")
+
+
+class TranscriptPage(Record):
+    """Events after a cursor, oldest first."""
+
+    session_id: str
+    events: tuple[Event, ...]
+    cursor: int = Field(description="pass as `after` to read on")
+    more: bool = Field(description="whether events are left now")
+
+
+class Progress(Record):
+    """Where a running turn is, for people who wait."""
+
+    step: int = Field(description="sequence number of the latest event: only ever grows")
+    text: str
+    usd: float
+
+
+class FileEntry(Record):
+    """One entry of a workspace directory."""
+
+    path: str = Field(description="relative to the workspace; undecodable bytes appear as backslash escapes")
+    kind: Literal["file", "directory", "symlink", "other"]
+    size: int
+    mode: str = Field(description="octal permission bits, as in 0644")
+    modified_at: datetime
+    target: str | None = Field(default=None, description="where a symlink points")
+
+
+class FileListing(Record):
+    """Entries below a workspace path, sorted by path."""
+
+    session_id: str
+    path: str
+    entries: tuple[FileEntry, ...]
+    truncated: bool = False
+
+
+class FileContent(Record):
+    """A part of one file."""
+
+    session_id: str
+    path: str
+    size: int
+    offset: int
+    text: str | None = Field(default=None, description="the content when it is UTF-8 text")
+    base64: str | None = Field(default=None, description="the content when it is not")
+    next_offset: int | None = Field(default=None, description="where to read on, null at the end")
+
+
+class CostGroup(Record):
+    """Costs of one group."""
+
+    key: str
+    cost: Cost
+
+
+class CostReport(Record):
+    """Costs of a session, a tree, or all of the principal's."""
+
+    scope: Literal["session", "tree", "principal"]
+    session_id: str | None
+    total: Cost
+    cache_hit_rate: float | None = Field(description="cached part of all input tokens, 0 to 1; null without input")
+    budget_usd: float | None
+    budget_remaining_usd: float | None
+    groups: tuple[CostGroup, ...] = ()
+    group_by: str | None = None
+    sdk_usd: float | None = Field(default=None, description="the SDK's own figure for a single session")
+    note: str = ""
+
+
+class Deletion(Record):
+    """What `end_session` did."""
+
+    session_id: str
+    state: SessionState
+    deleted: bool
+    details: dict[str, Any] = Field(default_factory=dict)
