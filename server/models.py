@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -242,11 +242,9 @@ class Outcome(Record):
     session_id: str
     state: SessionState
     turn: int
-    stop_reason: StopReason | None = Field(default=None, description="why the latest turn stopped; null while it runs")
+    stop_reason: StopReason | None = Field(default=None, description="why the latest turn stopped; null till then")
     text: str = Field(default="", description="the agent's final words of the latest turn")
-    structured_output: Any = Field(
-        default=None, description="the answer in the form of output_schema, if one was given"
-    )
+    structured_output: Any = Field(default=None, description="the answer in the form of output_schema")
     error: Failure | None = None
     cost: Cost = Field(default_factory=Cost)
     budget_remaining_usd: float | None = None

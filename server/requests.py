@@ -47,12 +47,8 @@ class Request(BaseModel):
 class WorkspaceSource(Request):
     """What the workspace holds at the start: exactly one of the three, or nothing."""
 
-    path: str | None = Field(
-        default=None, description="directory of the host to copy in (below ROOKERY_WORKSPACE_ROOTS)"
-    )
-    git: str | None = Field(
-        default=None, description="https URL of a repository to clone (a host of ROOKERY_GIT_HOSTS)"
-    )
+    path: str | None = Field(default=None, description="host directory to copy in (below ROOKERY_WORKSPACE_ROOTS)")
+    git: str | None = Field(default=None, description="https URL to clone (a host of ROOKERY_GIT_HOSTS)")
     ref: str | None = Field(default=None, description="branch, tag or commit for git")
     files: dict[str, str] | None = Field(default=None, description="relative path → text content")
 
