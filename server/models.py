@@ -97,6 +97,7 @@ class Usage(Record):
     cache_read_tokens: int = Field(default=0, ge=0)
     cache_write_tokens: int = Field(default=0, ge=0, description="5-minute and 1-hour cache writes together")
     cache_write_1h_tokens: int = Field(default=0, ge=0, description="the part of them that lives an hour")
+    server_tool_requests: int = Field(default=0, ge=0, description="web searches and fetches run by the provider")
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -105,6 +106,7 @@ class Usage(Record):
             cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
             cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
             cache_write_1h_tokens=self.cache_write_1h_tokens + other.cache_write_1h_tokens,
+            server_tool_requests=self.server_tool_requests + other.server_tool_requests,
         )
 
 
@@ -135,6 +137,9 @@ class LedgerEntry(Record):
     complete: bool = Field(description="False when the stream was cut, by either side")
     error: str | None = Field(default=None, description="the error's type, as the Messages API names it")
     usage: Usage
+    estimated: bool = Field(
+        default=False, description="the usage is a conservative estimate: the upstream's own figures were missing or bad"
+    )
     nano_usd: int | None = Field(description="price in nano-dollars; None when the model's price is unknown")
     price_source: str | None = None
     started_at: datetime
