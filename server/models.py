@@ -138,7 +138,8 @@ class LedgerEntry(Record):
     error: str | None = Field(default=None, description="the error's type, as the Messages API names it")
     usage: Usage
     estimated: bool = Field(
-        default=False, description="the usage is a conservative estimate: the upstream's own figures were missing or bad"
+        default=False,
+        description="the usage is a conservative estimate: the upstream's own figures were missing or bad",
     )
     nano_usd: int | None = Field(description="price in nano-dollars; None when the model's price is unknown")
     price_source: str | None = None
