@@ -233,6 +233,83 @@ class Event(Record):
     data: dict[str, Any] = Field(default_factory=dict)
 
 
+class ApprovalStatus(StrEnum):
+    """Where an approval stands. Only a pending one can be decided, once."""
+
+    PENDING = "pending"
+    ALLOWED = "allowed"
+    DENIED = "denied"
+    EXPIRED = "expired"
+    """Nobody answered in time: the same as denied."""
+
+
+class ApprovalRecord(Record):
+    """A tool call that a policy sent to a human or to the orchestrator."""
+
+    id: str
+    session_id: str
+    principal: str
+    turn: int
+    tool_use_id: str
+    tool: str
+    input_digest: str = Field(description="digest of the input: what was allowed is this call and no other")
+    summary: str
+    input: dict[str, Any]
+    rule: str = Field(description="the rule of the policy that asks")
+    status: ApprovalStatus = ApprovalStatus.PENDING
+    note: str = Field(default="", description="words of the one who decided, for the agent")
+    decided_by: str | None = None
+    created_at: datetime
+    expires_at: datetime
+    decided_at: datetime | None = None
+
+
+class CheckpointKind(StrEnum):
+    """Why a checkpoint was taken."""
+
+    TURN_START = "turn_start"
+    TURN_END = "turn_end"
+    MANUAL = "manual"
+    UNDO = "undo"
+    """Taken before a rewind, so that the rewind can be undone."""
+
+
+class CheckpointRecord(Record):
+    """A point to return to: the workspace's whole tree and the length of the transcript (DESIGN section 6)."""
+
+    id: str
+    session_id: str
+    principal: str
+    turn: int
+    kind: CheckpointKind
+    label: str = ""
+    tree: str = Field(description="digest of the manifest of the tree")
+    files: int = Field(default=0, ge=0, description="files in the tree")
+    bytes: int = Field(default=0, ge=0, description="size of the tree in bytes")
+    transcript_length: int = Field(ge=0, description="entries of the mirrored transcript, subagents' included")
+    created_at: datetime
+
+
+class ServerRecord(Record):
+    """A server process that shares this store."""
+
+    id: str
+    pid: int
+    host: str
+    started_at: datetime
+    heartbeat_at: datetime
+
+
+class Command(Record):
+    """A request for a session that another server process owns."""
+
+    id: str
+    session_id: str
+    kind: str
+    payload: dict[str, Any]
+    created_at: datetime
+
+
 class PendingApproval(Record):
     """A question that waits for its answer, as shown in outcomes."""
 
