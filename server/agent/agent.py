@@ -1,0 +1,136 @@
+"""One live agent: the SDK's client, its transport into the sandbox, and the grant that lets it reach the model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+import structlog
+from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message, SessionStore
+
+from server.agent.launch import LaunchOptions, arguments, environment
+from server.agent.permissions import PermissionGate
+from server.agent.transport import SandboxTransport
+from server.sandboxes.base import CONFIG_DIR, AgentProcess, Sandbox
+
+log = structlog.get_logger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 60.0
+"""Longest start of an agent, sandbox included; measured 0.5 s on an idle machine."""
+
+CONTROL_TIMEOUT_S: Final = 5.0
+"""Longest wait for the CLI's answer to an interrupt or a stop."""
+
+
+class Agent:
+    """A started CLI with its control channel. An async context manager: inside it the agent lives.
+
+    Args:
+        sandbox: where it runs.
+        session_id: the conversation's id, which the CLI uses too.
+        options: launch options.
+        token: its token for the gateway.
+        resume: whether to take a conversation up again.
+        config_files: files of its clean configuration directory (the transcript, on ``resume``).
+        transcript: where the SDK mirrors the transcript to; bound to this session.
+        gate: decides on tool calls.
+        mcp_servers: in-process MCP servers by name.
+
+    Raises (on entry):
+        RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
+        claude_agent_sdk.ClaudeSDKError: the CLI did not come up.
+        TimeoutError: it took longer than ``CONNECT_TIMEOUT_S``.
+    """
+
+    def __init__(
+        self,
+        *,
+        sandbox: Sandbox,
+        session_id: str,
+        options: LaunchOptions,
+        token: str,
+        resume: bool,
+        config_files: Mapping[str, bytes],
+        transcript: SessionStore,
+        gate: PermissionGate,
+        mcp_servers: Mapping[str, Any] | None = None,
+    ) -> None:
+        async def start() -> AgentProcess:
+            return await sandbox.start_agent(
+                arguments(options, session_id, resume=resume), environment(options, token), config_files=config_files
+            )
+
+        self.session_id = session_id
+        self._transport = SandboxTransport(start, session_id)
+        self._client = ClaudeSDKClient(
+            ClaudeAgentOptions(
+                can_use_tool=gate.can_use_tool,
+                hooks=gate.hooks(),
+                permission_mode="default",
+                setting_sources=[],
+                strict_mcp_config=True,
+                verbatim_prompts=True,
+                session_store=transcript,
+                session_store_flush="eager",
+                mcp_servers={
+                    name: {"type": "sdk", "name": name, "instance": server}
+                    for name, server in (mcp_servers or {}).items()
+                },
+                # The mirror finds the transcript by this path, as the CLI inside names it (DESIGN section 4).
+                env={"CLAUDE_CONFIG_DIR": CONFIG_DIR},
+            ),
+            transport=self._transport,
+        )
+
+    async def __aenter__(self) -> Self:
+        with anyio.fail_after(CONNECT_TIMEOUT_S):
+            await self._client.connect()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._client.disconnect()
+
+    async def prompt(self, text: str, message_id: str) -> None:
+        """Send a prompt, verbatim. ``message_id`` is a fresh UUID that the result names again."""
+
+        async def messages() -> AsyncIterator[dict[str, Any]]:
+            yield {
+                "type": "user",
+                "message": {"role": "user", "content": text},
+                "parent_tool_use_id": None,
+                "uuid": message_id,
+            }
+
+        await self._client.query(messages())
+
+    def messages(self) -> AsyncIterator[Message]:
+        """All that the agent says, for its whole life. Raises a ClaudeSDKError when it ends unexpectedly."""
+        return self._client.receive_messages()
+
+    async def interrupt(self) -> bool:
+        """Ask the agent to stop its turn; whether it took the request in time. The turn's result still follows."""
+        return await self._control(self._client.interrupt(), "interrupt")
+
+    async def stop_task(self, task_id: str) -> bool:
+        """Ask the agent to stop a background task; whether it took the request in time."""
+        return await self._control(self._client.stop_task(task_id), "stop_task")
+
+    async def kill(self) -> None:
+        """End the process tree at once. ``messages`` then raises."""
+        if (process := self._transport.process) is not None:
+            await process.terminate()
+
+    async def _control(self, request: Any, name: str) -> bool:
+        try:
+            with anyio.fail_after(CONTROL_TIMEOUT_S):
+                await request
+        except TimeoutError:
+            return False
+        except Exception as error:  # the SDK raises bare Exception for a refused control request
+            log.info("control request failed", request=name, error=str(error)[:200])
+            return False
+        return True

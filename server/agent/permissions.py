@@ -1,0 +1,113 @@
+"""Two gates in front of every tool call, both asking the policy engine, both closed unless it says allow.
+
+The first is the PreToolUse hook, which sees every call; the second is ``can_use_tool``, which the CLI asks where its
+own rules would prompt. A hook that raises falls through to the CLI's permission mode unless it is registered with
+``on_failure="block"`` (DESIGN section 4), so it is, and every path here ends in a denial unless it proved an allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import structlog
+from claude_agent_sdk import (
+    HookContext,
+    HookInput,
+    HookJSONOutput,
+    HookMatcher,
+    PermissionResultAllow,
+    PermissionResultDeny,
+    ToolPermissionContext,
+)
+from claude_agent_sdk.types import HookEvent
+
+from policies import Decision, Effect, ToolRequest
+
+log = structlog.get_logger(__name__)
+
+HOOK_TIMEOUT_MARGIN_S: Final = 30.0
+"""The CLI denies when a hook is late, so its timeout lies well above the longest wait inside the hook."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a question to a person: allowed, denied, or put off (``defer``) so that the agent may sleep."""
+
+    effect: Effect
+    because: str
+    defer: bool = False
+
+
+class PermissionAuthority(Protocol):
+    """Who decides. The session implements it; both methods may raise, which denies."""
+
+    async def judge(self, request: ToolRequest, tool_use_id: str) -> Decision:
+        """The policy's decision on a call, recorded."""
+        ...
+
+    async def ask(self, request: ToolRequest, tool_use_id: str, decision: Decision) -> Verdict:
+        """Put a call that the policy wants asked to a person, and wait while the question is hot."""
+        ...
+
+
+class PermissionGate:
+    """The callbacks that the SDK calls for one agent.
+
+    Args:
+        authority: decides.
+        hot_s: longest wait of ``authority.ask`` in seconds.
+    """
+
+    def __init__(self, authority: PermissionAuthority, *, hot_s: float) -> None:
+        self._authority = authority
+        self._timeout_s = hot_s + HOOK_TIMEOUT_MARGIN_S
+
+    def hooks(self) -> dict[HookEvent, list[HookMatcher]]:
+        """The hook table for ``ClaudeAgentOptions``: one matcher for every tool, blocking on failure."""
+        return {"PreToolUse": [HookMatcher(hooks=[self.pre_tool_use], timeout=self._timeout_s, on_failure="block")]}
+
+    async def pre_tool_use(
+        self, hook_input: HookInput, tool_use_id: str | None, context: HookContext
+    ) -> HookJSONOutput:
+        """First gate: every tool call."""
+        given: Mapping[str, Any] = dict(hook_input)
+        verdict, updated = await self._closed(
+            given.get("tool_name"), given.get("tool_input"), given.get("tool_use_id") or tool_use_id
+        )
+        answer: dict[str, Any] = {"hookEventName": "PreToolUse", "permissionDecisionReason": verdict.because}
+        if verdict.defer:
+            answer["permissionDecision"] = "defer"
+        elif verdict.effect is Effect.ALLOW:
+            answer["permissionDecision"] = "allow"
+            if updated is not None:
+                answer["updatedInput"] = dict(updated)
+        else:
+            answer["permissionDecision"] = "deny"
+        return {"hookSpecificOutput": answer}  # type: ignore[typeddict-item]  # the SDK's union of hook outputs
+
+    async def can_use_tool(
+        self, tool: str, tool_input: dict[str, Any], context: ToolPermissionContext
+    ) -> PermissionResultAllow | PermissionResultDeny:
+        """Second gate: what the CLI itself would have asked. The engine is asked afresh; nothing is remembered."""
+        verdict, updated = await self._closed(tool, tool_input, context.tool_use_id)
+        if verdict.effect is Effect.ALLOW and not verdict.defer:
+            return PermissionResultAllow(updated_input=dict(updated) if updated is not None else tool_input)
+        return PermissionResultDeny(message=verdict.because)
+
+    async def _closed(
+        self, tool: object, tool_input: object, tool_use_id: object
+    ) -> tuple[Verdict, Mapping[str, Any] | None]:
+        """Judge a call; any failure whatever is a denial (row R23)."""
+        try:
+            if not isinstance(tool, str) or not isinstance(tool_input, dict) or not isinstance(tool_use_id, str):
+                return Verdict(Effect.DENY, "The tool call was malformed."), None
+            request = ToolRequest(tool=tool, input=tool_input)
+            decision = await self._authority.judge(request, tool_use_id)
+            if decision.effect is Effect.ASK:
+                return await self._authority.ask(request, tool_use_id, decision), decision.input
+            return Verdict(decision.effect, decision.because), decision.input
+        except Exception:
+            log.exception("permission decision failed; the call is denied", tool=str(tool)[:80])
+            return Verdict(Effect.DENY, "Rookery could not decide on this call, so it is denied."), None

@@ -1,0 +1,530 @@
+"""The session actor: one task that alone owns a live agent, from its wake to its sleep.
+
+It reads one inbox: commands of the registry and what the agent says. Nothing else touches the agent, so nothing here
+needs a lock. The actor lives while the session is resident; an idle session that hibernates has none.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+from claude_agent_sdk import AssistantMessage, ClaudeSDKError, Message, ResultMessage, SystemMessage
+
+from policies import Policy
+from server.agent.agent import Agent
+from server.agent.permissions import PermissionGate
+from server.agent.transport import AgentProtocolError
+from server.authority import SessionAuthority
+from server.conclusions import Circumstances, conclude
+from server.errors import ErrorCode, RookeryError
+from server.gateway import Grant, classify
+from server.launching import Launch
+from server.models import EventKind, SessionRecord, SessionState, TurnOrigin, TurnRecord
+from server.services import Services
+from server.snapshots import Snapshots
+from server.turns import Entry, TurnTracker
+
+log = structlog.get_logger(__name__)
+
+INBOX_SIZE: Final = 256
+"""Items that may wait for the actor; beyond that the agent is slowed down, not the memory filled."""
+
+STOP_GRACE_S: Final = 8.0
+"""How long the agent may take to end a turn after an interrupt, before its process is ended."""
+
+WAKE_GRACE_S: Final = 1.0
+"""How long after a background task the agent may take to wake from it (measured: 0.04–0.09 s)."""
+
+SETTLE_GRACE_S: Final = 2.0
+"""How long after a result the agent may take to call itself idle (measured: 3 ms)."""
+
+SETTLE_ATTEMPTS: Final = 4
+"""Tries to write a turn's end when the store fails, before the janitor has to."""
+
+
+class Leave(StrEnum):
+    """Why an actor is asked to go."""
+
+    HIBERNATE = "hibernate"
+    END = "end"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True)
+class StartTurn:
+    """Run this turn, whose row is already in the store."""
+
+    turn: TurnRecord
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    """Stop the present turn."""
+
+
+@dataclass(frozen=True)
+class GoAway:
+    """Stop the present turn, if any, and leave."""
+
+    why: Leave
+
+
+@dataclass(frozen=True)
+class AgentSaid:
+    message: Message
+
+
+@dataclass(frozen=True)
+class AgentLeft:
+    error: Exception | None
+
+
+Item = StartTurn | Interrupt | GoAway | AgentSaid | AgentLeft
+
+
+@dataclass
+class OpenTurn:
+    """The turn under way and what the host did to it."""
+
+    record: TurnRecord
+    message_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    prompted: bool = False
+    interrupted: bool = False
+    timed_out: bool = False
+    deadline: float = 0.0
+    stop_deadline: float | None = None
+    settle_deadline: float | None = None
+    crash: RookeryError | None = None
+
+
+class SessionActor:
+    """Owns one session's agent. Make it, start ``run`` in the registry's task group, send it items."""
+
+    def __init__(self, services: Services, session: SessionRecord, policy: Policy) -> None:
+        self.session = session
+        self._services = services
+        self._policy = policy
+        self._send, self._receive = anyio.create_memory_object_stream[Item](INBOX_SIZE)
+        self._tracker = TurnTracker()
+        self._authority = SessionAuthority(services.store, session, policy)
+        self._snapshots = Snapshots(services, session)
+        self._agent: Agent | None = None
+        self._grant: Grant | None = None
+        self._turn: OpenTurn | None = None
+        self._leaving: Leave | None = None
+        self._gone = False
+        self._idle_since = anyio.current_time()
+        self.stopped = anyio.Event()
+        """Set when the actor is gone and the store says so."""
+
+    @property
+    def idle_since(self) -> float | None:
+        """Monotonic time since when it has nothing to do; None in a turn."""
+        return None if self._turn is not None else self._idle_since
+
+    def start_turn(self, turn: TurnRecord) -> bool:
+        """Hand an idle actor its next turn; False when it is leaving and takes none."""
+        if self._leaving is not None or self._gone:
+            return False
+        try:
+            self._send.send_nowait(StartTurn(turn))
+        except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return False
+        return True
+
+    async def stop_turn(self) -> None:
+        """Interrupt the present turn, also one whose prompt was not sent yet."""
+        await self._command(Interrupt())
+
+    async def leave(self, why: Leave) -> None:
+        """Ask the actor to interrupt what runs and go; ``stopped`` tells when it has gone."""
+        await self._command(GoAway(why))
+
+    async def _command(self, item: Interrupt | GoAway) -> None:
+        if self._turn is not None and not self._turn.prompted:
+            self._turn.interrupted = True
+        try:
+            await self._send.send(item)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            log.debug("actor had left before the command", session_id=self.session.id)
+
+    # --- life -------------------------------------------------------------------------------------------------
+
+    async def run(self, first: StartTurn) -> None:
+        """Live: start the agent, run turns, leave. Never raises; all ends are written to the store."""
+        self._turn = OpenTurn(first.turn)
+        try:
+            async with anyio.create_task_group() as tasks:
+                try:
+                    await self._live(tasks)
+                finally:
+                    tasks.cancel_scope.cancel()
+        except Exception as error:
+            log.exception("session actor failed", session_id=self.session.id)
+            if self._turn is not None and self._turn.crash is None:
+                self._turn.crash = _as_error(error)
+        finally:
+            self._gone = True
+            self._take_unstarted()
+            self._receive.close()
+            with anyio.CancelScope(shield=True):
+                await self._settle()
+            self.stopped.set()
+
+    def _take_unstarted(self) -> None:
+        """A turn or an order to leave that reached the inbox too late must not be lost with it."""
+        while True:
+            try:
+                item = self._receive.receive_nowait()
+            except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+                return
+            match item:
+                case StartTurn(turn) if self._turn is None:
+                    self._turn = OpenTurn(turn, crash=_departure(None))
+                case GoAway(why):
+                    self._leaving = why
+                case _:
+                    pass
+
+    async def _live(self, tasks: TaskGroup) -> None:
+        async with AsyncExitStack() as stack:
+            try:
+                await self._wake(stack)
+            except (RookeryError, ClaudeSDKError, TimeoutError, OSError) as error:
+                assert self._turn is not None
+                self._turn.crash = _start_failure(error)
+                return
+            assert self._agent is not None
+            tasks.start_soon(self._listen, self._agent)
+            await self._begin()
+            while self._leaving is None or self._turn is not None:
+                item: Item | None = None
+                with anyio.move_on_at(self._next_deadline()):
+                    item = await self._receive.receive()
+                if item is None:
+                    await self._on_deadline()
+                elif await self._handle(item):
+                    return
+
+    async def _wake(self, stack: AsyncExitStack) -> None:
+        """Bring the sandbox and the agent up, and take the turn's checkpoint meanwhile."""
+        launch = Launch(self._services, self.session, self._policy)
+        sandbox = await launch.sandbox()
+        self._snapshots.attach(sandbox)
+        stack.push_async_callback(_stop_bounded, sandbox.stop)
+        self._grant = launch.grant(stack)
+        gate = PermissionGate(self._authority, hot_s=self._services.settings.approval_hot_s)
+        async with anyio.create_task_group() as both:
+            both.start_soon(self._checkpoint_start)
+            agent = await launch.agent(sandbox, self._grant, gate)
+            self._agent = await stack.enter_async_context(agent)
+        await self._services.store.update_session(self.session.id, resident=True)
+
+    async def _listen(self, agent: Agent) -> None:
+        """Forward what the agent says until it is gone."""
+        error: Exception | None = None
+        try:
+            async for message in agent.messages():
+                await self._send.send(AgentSaid(message))
+        except Exception as caught:
+            error = caught
+        try:
+            await self._send.send(AgentLeft(error))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            log.debug("actor left before its agent", session_id=self.session.id)
+
+    # --- the inbox --------------------------------------------------------------------------------------------
+
+    async def _handle(self, item: Item) -> bool:
+        """Act on one item; whether the agent is gone."""
+        match item:
+            case StartTurn(turn):
+                self._turn = OpenTurn(turn)
+                await self._checkpoint_start()
+                await self._begin()
+            case Interrupt():
+                await self._stop_turn(interrupted=True)
+            case GoAway(why):
+                self._leaving = why
+                await self._stop_turn(interrupted=True)
+            case AgentSaid(message):
+                await self._hear(message)
+            case AgentLeft(error):
+                if self._turn is not None:
+                    self._turn.crash = _departure(error)
+                return True
+        return False
+
+    async def _hear(self, message: Message) -> None:
+        """Take what the agent said, with all that waits behind it, in one write of events."""
+        entries: list[Entry] = []
+        if self._is_waking(message):
+            await self._begin_background()
+        if self._is_foreign_result(message):
+            return
+        entries.extend(self._tracker.feed(message))
+        if self._turn is not None:
+            await self._services.store.append_events(self.session.id, self._turn.record.number, entries)
+        elif entries:
+            await self._services.store.append_events(self.session.id, self.session.turn, entries)
+        await self._after_message()
+
+    async def _after_message(self) -> None:
+        turn = self._turn
+        if turn is None or self._tracker.result is None:
+            return
+        if turn.settle_deadline is None:
+            background = self._services.settings.background_s if self._tracker.tasks else SETTLE_GRACE_S
+            turn.settle_deadline = anyio.current_time() + background
+            if turn.interrupted or turn.timed_out:
+                await self._stop_tasks()
+        if self._tracker.ended and self._tracker.agent_state in (None, "idle"):
+            if self._tracker.owes_turn:
+                turn.settle_deadline = anyio.current_time() + WAKE_GRACE_S
+            else:
+                await self._finish()
+
+    def _is_waking(self, message: Message) -> bool:
+        """Whether the agent begins a turn that no prompt asked for."""
+        over = self._turn is None or (self._turn.prompted and self._tracker.result is not None)
+        if not over or self._leaving is not None:
+            return False
+        match message:
+            case AssistantMessage(parent_tool_use_id=None):
+                return True
+            case SystemMessage(subtype="session_state_changed", data=data):
+                return data.get("state") == "running" and self._tracker.agent_state != "running"
+            case _:
+                return False
+
+    def _is_foreign_result(self, message: Message) -> bool:
+        """Whether a result answers something else than the present prompt, as when both crossed on the way."""
+        turn = self._turn
+        if not isinstance(message, ResultMessage):
+            return False
+        if turn is None:
+            return True
+        answered = message.user_message_uuids
+        return turn.record.origin is TurnOrigin.PROMPT and bool(answered) and turn.message_id not in (answered or ())
+
+    # --- turns ------------------------------------------------------------------------------------------------
+
+    async def _checkpoint_start(self) -> None:
+        if self._turn is not None:
+            self._turn.record = await self._snapshots.start_of(self._turn.record)
+
+    async def _begin(self) -> None:
+        """Send the prompt of the turn that is open."""
+        turn, agent = self._turn, self._agent
+        if turn is None or agent is None:
+            return
+        self._arm(turn)
+        if self.session.state is SessionState.STARTING:
+            self.session = await self._services.store.move(self.session.id, SessionState.RUNNING)
+        if turn.interrupted:
+            await self._finish()
+            return
+        try:
+            await agent.prompt(turn.record.prompt, turn.message_id)
+            turn.prompted = True
+        except ClaudeSDKError as error:
+            turn.crash = _departure(error)
+
+    async def _begin_background(self) -> None:
+        """The agent woke by itself: finish what is open and give the new turn a row of its own."""
+        if self._turn is not None:
+            await self._finish()
+        now = self._services.clock.now()
+        record = TurnRecord(
+            session_id=self.session.id, number=0, origin=TurnOrigin.BACKGROUND, prompt="", started_at=now
+        )
+        begun, _ = await self._services.store.begin_turn(
+            self.session.id, record, owner=self._services.server_id, budget_nano_usd=None
+        )
+        self._turn = OpenTurn(begun, prompted=True)
+        self._arm(self._turn)
+
+    def _arm(self, turn: OpenTurn) -> None:
+        self._tracker.begin()
+        self._authority.begin(turn.record.number)
+        turn.deadline = anyio.current_time() + self._services.settings.turn_timeout_s
+        if self._grant is not None:
+            self._grant.turn = turn.record.number
+            self._grant.failures.clear()
+
+    async def _stop_turn(self, *, interrupted: bool = False, timed_out: bool = False) -> None:
+        """Ask the agent to stop; its result follows, or its process is ended after a grace."""
+        turn, agent = self._turn, self._agent
+        if turn is None or turn.stop_deadline is not None:
+            return
+        turn.interrupted = turn.interrupted or interrupted
+        turn.timed_out = turn.timed_out or timed_out
+        turn.stop_deadline = anyio.current_time() + STOP_GRACE_S
+        if agent is not None and turn.prompted:
+            if self._tracker.result is None:
+                await agent.interrupt()
+            await self._stop_tasks()
+
+    async def _stop_tasks(self) -> None:
+        if self._agent is not None:
+            for task in list(self._tracker.tasks):
+                await self._agent.stop_task(task)
+
+    async def _finish(self) -> None:
+        """Write the turn's end: conclusion, checkpoint, costs, state."""
+        turn = self._turn
+        if turn is None:
+            return
+        result = self._tracker.result
+        upstream = classify(self._grant.failures) if self._grant is not None else None
+        ending = conclude(
+            result,
+            Circumstances(
+                interrupted=turn.interrupted,
+                timed_out=turn.timed_out,
+                upstream=upstream,
+                crash=turn.crash,
+                schema_asked=self.session.output_schema is not None and turn.record.origin is TurnOrigin.PROMPT,
+                timeout_s=self._services.settings.turn_timeout_s,
+            ),
+        )
+        text = self._tracker.text
+        if result is not None and result.result and not result.is_error:
+            text = result.result
+        record = turn.record.model_copy(
+            update={
+                "stop_reason": ending.stop_reason,
+                "error": ending.error,
+                "structured_output": ending.structured_output,
+                "text": text,
+                "denials": self._authority.denials,
+                "sdk_cost_usd": result.total_cost_usd if result is not None else None,
+                "ended_at": self._services.clock.now(),
+            }
+        )
+        record = await self._snapshots.end_of(record)
+        self.session = await self._write_end(record)
+        self._turn = None
+        self._idle_since = anyio.current_time()
+
+    async def _write_end(self, record: TurnRecord) -> SessionRecord:
+        """One transaction for the turn and the state; tried again while the store is unavailable."""
+        for attempt in range(SETTLE_ATTEMPTS):
+            try:
+                return await self._services.store.end_turn(record, to=SessionState.IDLE)
+            except RookeryError as error:
+                if error.code is not ErrorCode.STORAGE_UNAVAILABLE or attempt == SETTLE_ATTEMPTS - 1:
+                    raise
+                await anyio.sleep(0.25 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    # --- deadlines --------------------------------------------------------------------------------------------
+
+    def _next_deadline(self) -> float:
+        turn = self._turn
+        if turn is None:
+            return self._idle_since + self._services.settings.idle_s
+        times = [turn.deadline, turn.stop_deadline, turn.settle_deadline]
+        if turn.stop_deadline is not None:
+            times[0] = None
+        return min(moment for moment in times if moment is not None)
+
+    async def _on_deadline(self) -> None:
+        turn, now = self._turn, anyio.current_time()
+        if turn is None:
+            if not self._receive.statistics().current_buffer_used:
+                self._leaving = Leave.HIBERNATE
+        elif turn.stop_deadline is not None and now >= turn.stop_deadline:
+            await self._kill()
+        elif turn.settle_deadline is not None and now >= turn.settle_deadline:
+            await self._on_overdue(turn)
+        elif now >= turn.deadline:
+            await self._stop_turn(timed_out=True)
+
+    async def _on_overdue(self, turn: OpenTurn) -> None:
+        """The result came, and what should have followed did not."""
+        if self._tracker.tasks:
+            names = "; ".join(self._tracker.tasks.values())
+            notice: Entry = (EventKind.NOTICE, {"text": f"Background tasks ran too long and were stopped: {names}"})
+            await self._services.store.append_events(self.session.id, turn.record.number, [notice])
+            turn.settle_deadline = None
+            turn.stop_deadline = anyio.current_time() + STOP_GRACE_S
+            await self._stop_tasks()
+        else:
+            await self._finish()
+
+    async def _kill(self) -> None:
+        """The agent did not stop in time. Its end comes as ``AgentLeft``."""
+        log.warning("agent did not stop in time and is killed", session_id=self.session.id)
+        if self._turn is not None:
+            self._turn.stop_deadline = None
+            self._turn.deadline = anyio.current_time() + STOP_GRACE_S
+        if self._agent is not None:
+            await self._agent.kill()
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    async def _settle(self) -> None:
+        """Write what is left to write: an open turn, the state, the lease."""
+        store, why = self._services.store, self._leaving
+        try:
+            with anyio.fail_after(30):
+                if self._turn is not None:
+                    await self._finish()
+                freed: dict[str, Any] = {"resident": False, "owner": None}
+                if why is Leave.END:
+                    await store.move(
+                        self.session.id, SessionState.ENDED, ended_at=self._services.clock.now(), **freed
+                    )
+                else:
+                    await store.update_session(self.session.id, **freed)
+        except (RookeryError, TimeoutError) as error:
+            log.error("session could not be settled; the janitor will", session_id=self.session.id, error=str(error))
+
+
+async def _stop_bounded(stop: Callable[[], Any]) -> None:
+    with anyio.CancelScope(shield=True), anyio.move_on_after(20):
+        await stop()
+
+
+def _start_failure(error: Exception) -> RookeryError:
+    if isinstance(error, RookeryError):
+        return error
+    return RookeryError(
+        ErrorCode.AGENT_CRASHED,
+        "The agent did not start. Call continue_session to try again; `rookery doctor` checks this machine.",
+        detail=f"{type(error).__name__}: {error}",
+    )
+
+
+def _departure(error: Exception | None) -> RookeryError:
+    message = (
+        "The agent's output broke the protocol, so it was stopped."
+        if isinstance(error, AgentProtocolError)
+        else "The agent's process ended in the midst of the turn."
+    )
+    return RookeryError(
+        ErrorCode.AGENT_CRASHED,
+        f"{message} Files and conversation up to there are kept; call continue_session to carry on.",
+        detail=f"{type(error).__name__}: {error}",
+    )
+
+
+def _as_error(error: Exception) -> RookeryError:
+    if isinstance(error, RookeryError):
+        return error
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            if isinstance(inner, RookeryError):
+                return inner
+    return RookeryError(
+        ErrorCode.INTERNAL, "Rookery failed while the turn ran. Call continue_session to carry on.", detail=repr(error)
+    )
