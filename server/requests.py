@@ -65,18 +65,28 @@ class WorkspaceSource(Request):
 class SpawnRequest(Request):
     """A new session with its first prompt."""
 
-    prompt: str
-    request_id: str | None = Field(default=None, max_length=200)
-    title: str = Field(default="", max_length=200)
-    model: str | None = None
-    system_prompt: str | None = Field(default=None, max_length=200_000)
-    policy: str | None = None
-    tools: tuple[str, ...] | None = Field(default=None, max_length=100)
-    max_turns: int | None = Field(default=None, ge=1, le=10_000)
-    budget_usd: float | None = Field(default=None, gt=0, le=100_000)
-    workspace: WorkspaceSource | None = None
-    output_schema: dict[str, Any] | None = None
-    labels: dict[Label, Label] = Field(default_factory=dict, max_length=MAX_LABELS)
+    prompt: str = Field(description="the task, with all that the agent must know; it sees nothing of the caller")
+    request_id: str | None = Field(
+        default=None, max_length=200, description="key of your own: a repeated spawn answers with the first session"
+    )
+    title: str = Field(default="", max_length=200, description="short name, for people")
+    model: str | None = Field(default=None, description="model name or alias; default: the server's setting")
+    system_prompt: str | None = Field(
+        default=None, max_length=200_000, description="replaces the agent's own system prompt"
+    )
+    policy: str | None = Field(default=None, description="name of the policy it works under; default: the server's")
+    tools: tuple[str, ...] | None = Field(
+        default=None, max_length=100, description="narrows the agent's tools to these, as in Read, Write, Bash"
+    )
+    max_turns: int | None = Field(default=None, ge=1, le=10_000, description="most model requests in one turn")
+    budget_usd: float | None = Field(default=None, gt=0, le=100_000, description="total cap of the session in dollars")
+    workspace: WorkspaceSource | None = Field(default=None, description="what the workspace holds at the start")
+    output_schema: dict[str, Any] | None = Field(
+        default=None, description="JSON Schema that the agent's answer must meet; see `structured_output`"
+    )
+    labels: dict[Label, Label] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="name → value, to find and to sum sessions by"
+    )
 
     _prompt = field_validator("prompt")(_checked_prompt)
 
@@ -106,8 +116,10 @@ class SpawnRequest(Request):
 class PromptRequest(Request):
     """A further prompt for a session."""
 
-    prompt: str
-    request_id: str | None = Field(default=None, max_length=200)
+    prompt: str = Field(description="what the agent should do next")
+    request_id: str | None = Field(
+        default=None, max_length=200, description="key of your own: a repeated call answers with the first turn"
+    )
     budget_usd: float | None = Field(default=None, gt=0, le=100_000, description="new total cap of the session")
 
     _prompt = field_validator("prompt")(_checked_prompt)
@@ -123,15 +135,19 @@ class PromptRequest(Request):
 class ListRequest(Request):
     """Which sessions to list, newest first."""
 
-    state: str | None = None
-    labels: dict[Label, Label] = Field(default_factory=dict, max_length=MAX_LABELS)
-    limit: int = Field(default=20, ge=1, le=200)
-    cursor: str | None = Field(default=None, max_length=200)
+    state: str | None = Field(default=None, description="only sessions in this state")
+    labels: dict[Label, Label] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="only sessions with all of these labels"
+    )
+    limit: int = Field(default=20, ge=1, le=200, description="most sessions to answer with")
+    cursor: str | None = Field(default=None, max_length=200, description="`cursor` of the page before")
 
 
 class CostRequest(Request):
     """Which costs to sum, and how."""
 
-    session_id: str | None = None
+    session_id: str | None = Field(default=None, description="one session; without it, all of yours")
     tree: bool = Field(default=False, description="the session with all that descends from it")
-    group_by: Literal["session", "model", "label", "day"] | None = None
+    group_by: Literal["session", "model", "label", "day"] | None = Field(
+        default=None, description="also sum by session, model, label or day"
+    )

@@ -1,0 +1,88 @@
+"""What the tools stand on: the registry as they see it, and how a call reaches it.
+
+The tools know the registry by its shape only. So the server can answer ``initialize`` before anything slow is
+imported, and a test can put a double in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from server.models import Outcome
+from server.requests import CostRequest, ListRequest, PromptRequest, SpawnRequest
+from server.views import (
+    CostReport,
+    Deletion,
+    FileContent,
+    FileListing,
+    Progress,
+    SessionPage,
+    SessionView,
+    TranscriptPage,
+)
+
+LOCAL_PRINCIPAL: Final = "local"
+"""Whose sessions they are when the transport carries no identity: stdio, and HTTP on the loopback."""
+
+
+class Registry(Protocol):
+    """All that a caller may ask of the fleet. Every method raises :class:`~server.errors.RookeryError` only."""
+
+    async def spawn(self, principal: str, request: SpawnRequest) -> str:
+        """Start a session; its id, once it is durable. An already seen ``request_id`` gives the first session."""
+        ...
+
+    async def prompt(self, principal: str, session_id: str, request: PromptRequest) -> int:
+        """Start the next turn; its number."""
+        ...
+
+    async def outcome(self, principal: str, session_id: str) -> Outcome:
+        """Where the session stands, with the result of its latest turn."""
+        ...
+
+    async def progress(self, principal: str, session_id: str) -> Progress:
+        """What the agent does now, for people who wait."""
+        ...
+
+    async def wait_for_change(
+        self, principal: str, session_ids: Sequence[str], after: Mapping[str, int], timeout_s: float
+    ) -> None:
+        """Return when one of the sessions has an event newer than ``after[id]``, or after ``timeout_s``."""
+        ...
+
+    async def get(self, principal: str, session_id: str) -> SessionView: ...
+
+    async def list(self, principal: str, request: ListRequest) -> SessionPage: ...
+
+    async def transcript(self, principal: str, session_id: str, *, after: int, limit: int) -> TranscriptPage: ...
+
+    async def interrupt(self, principal: str, session_id: str) -> None: ...
+
+    async def end(self, principal: str, session_id: str, *, delete: bool) -> Deletion: ...
+
+    async def costs(self, principal: str, request: CostRequest) -> CostReport: ...
+
+    async def list_files(
+        self, principal: str, session_id: str, path: str = ".", depth: int = 1, limit: int = 500
+    ) -> FileListing: ...
+
+    async def read_file(
+        self, principal: str, session_id: str, path: str, offset: int = 0, limit: int = 65_536
+    ) -> FileContent: ...
+
+    async def prune(self) -> int:
+        """Delete ended sessions whose retention is over; how many."""
+        ...
+
+
+class Backend(Protocol):
+    """Gives the registry once it is ready: it starts after ``initialize`` was answered."""
+
+    async def registry(self) -> Registry:
+        """The registry, waiting for its start if need be.
+
+        Raises:
+            RookeryError: it could not start; a later call tries again.
+        """
+        ...

@@ -1,0 +1,154 @@
+"""What a tool is: a function with checked arguments, a typed answer and a text for people.
+
+The functions know nothing of the protocol. A :class:`ToolDefinition` binds one to its name, its schemas and its
+hints; :class:`ToolServer` publishes the definitions and runs them, so that a bad argument and a failure answer in
+the same form everywhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from mcp_types import CallToolResult, TextContent, Tool, ToolAnnotations
+from pydantic import BaseModel
+
+from server.errors import ErrorCode, RookeryError
+from server.models import Record
+from tools.arguments import input_schema, output_schema, parse_arguments
+from tools.backend import Backend, Registry
+from tools.errors import as_rookery_error, failure
+
+Arguments = TypeVar("Arguments", bound=BaseModel)
+Answer = TypeVar("Answer", bound=Record)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a tool: on whose behalf, on what, and how to tell the caller that it goes on."""
+
+    principal: str
+    registry: Registry
+    max_wait_s: float
+    """Longest that the call may wait for an agent."""
+    report: Callable[[float, str], Awaitable[None]] | None
+    """Sends a progress number and text; the protocol drops it when the caller did not ask for progress.
+    None outside a request."""
+
+
+@dataclass(frozen=True)
+class ToolDefinition(Generic[Arguments, Answer]):
+    """A tool as it is published. Its description is the docstring of ``run``.
+
+    Args:
+        title: name for people.
+        run: does the work.
+        arguments: what it takes.
+        answer: what it gives, as structured content.
+        render: the short text beside it, for people and for clients that show no structured content.
+        read_only: whether it changes nothing.
+        destructive: whether it may remove or overwrite something.
+        idempotent: whether repeating it changes nothing more.
+        open_world: whether it sets an agent to work, which talks to a model and costs money.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Call, Arguments], Awaitable[Answer]]
+    arguments: type[Arguments]
+    answer: type[Answer]
+    render: Callable[[Answer], str]
+    read_only: bool = False
+    destructive: bool = False
+    idempotent: bool = False
+    open_world: bool = False
+
+    def published(self) -> Tool:
+        """The tool as ``tools/list`` shows it."""
+        return Tool(
+            name=self.name,
+            title=self.title,
+            description=inspect.getdoc(self.run),
+            input_schema=input_schema(self.arguments),
+            output_schema=output_schema(self.answer),
+            annotations=ToolAnnotations(
+                title=self.title,
+                read_only_hint=self.read_only,
+                destructive_hint=self.destructive,
+                idempotent_hint=self.idempotent or self.read_only,
+                open_world_hint=self.open_world,
+            ),
+        )
+
+    async def answer_to(self, call: Call, arguments: Arguments) -> CallToolResult:
+        """Run it and shape its answer."""
+        answer = await self.run(call, arguments)
+        return CallToolResult(
+            content=[TextContent(type="text", text=self.render(answer))],
+            structured_content=answer.model_dump(mode="json"),
+        )
+
+
+class ToolServer(MCPServer[Any]):
+    """An MCP server whose tools are :class:`ToolDefinition` s over one backend.
+
+    It replaces the SDK's own handling of tools (which answers bad arguments in the validator's words and takes
+    unknown ones in silence) at its two public methods.
+    """
+
+    def __init__(
+        self,
+        definitions: Sequence[ToolDefinition[Any, Any]],
+        backend: Backend,
+        *,
+        principal: str,
+        max_wait_s: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._definitions = {definition.name: definition for definition in definitions}
+        self.backend = backend
+        self.principal = principal
+        self._max_wait_s = max_wait_s
+        self._published: list[Tool] | None = None
+
+    async def list_tools(self) -> list[Tool]:
+        """All tools, always in the same order."""
+        if self._published is None:
+            self._published = [definition.published() for definition in self._definitions.values()]
+        return list(self._published)
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
+    ) -> CallToolResult:
+        """Run a tool. A failure is an answer (``is_error``), never an exception."""
+        definition = self._definitions.get(name)
+        try:
+            if definition is None:
+                known = ", ".join(self._definitions)
+                raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"There is no such tool; the tools are {known}.")
+            # Arguments first: a bad call is told so even while the registry starts, or could not.
+            checked = parse_arguments(definition.arguments, arguments, tool=name)
+            call = Call(
+                principal=self.principal,
+                registry=await self.backend.registry(),
+                max_wait_s=self._max_wait_s,
+                report=_reporter(context),
+            )
+            return await definition.answer_to(call, checked)
+        except Exception as error:
+            return failure(as_rookery_error(error, where=definition.name if definition else "unknown tool"))
+
+
+def _reporter(context: Context[Any, Any] | None) -> Callable[[float, str], Awaitable[None]] | None:
+    if context is None:
+        return None
+
+    async def report(number: float, text: str) -> None:
+        await context.report_progress(number, message=text)
+
+    return report

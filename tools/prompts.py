@@ -1,0 +1,41 @@
+"""Prompts that help a person delegate: they turn a wish into instructions for the orchestrating model."""
+
+from __future__ import annotations
+
+from tools.definition import ToolServer
+
+
+def add_prompts(server: ToolServer) -> None:
+    """Publish the prompts."""
+
+    @server.prompt(name="delegate", title="Delegate a task", description="Hand one task to a sandboxed agent.")
+    def delegate(task: str, workspace: str = "") -> str:
+        place = f"\nGive it this material with the `workspace` argument: {workspace}" if workspace else ""
+        return (
+            "Delegate the following task to an agent with Rookery's tools.\n"
+            "Call spawn_agent with a prompt that stands on its own: the goal, what is known, what to deliver, and how "
+            "to check it. The agent sees nothing of this conversation and has no network."
+            f"{place}\n"
+            "While the outcome says that it works, call wait_for_sessions. Then check the work with list_files and "
+            "read_file rather than by its words alone; if something is missing, say so with continue_session. "
+            "At the end report what was done, what was checked, and what it cost (get_costs).\n\n"
+            f"The task:\n{task}"
+        )
+
+    @server.prompt(
+        name="parallel",
+        title="Work in parallel",
+        description="Split a task among several sandboxed agents and bring the results together.",
+    )
+    def parallel(task: str, agents: str = "3") -> str:
+        return (
+            f"Split the following task into at most {agents} parts that do not depend on each other, and have them "
+            "done side by side with Rookery's tools.\n"
+            "Call spawn_agent once for each part with wait_s=0, a title, and the same label, so that list_sessions "
+            "finds them together. Each agent has a workspace of its own and sees nothing of the others: put all it "
+            "needs into its prompt and its workspace. Then call wait_for_sessions with all session ids, again while "
+            "`working` is not empty. Read the results, mend what falls short with continue_session, and combine them. "
+            "At the end report the results with their costs (get_costs with group_by=session), and end the sessions "
+            "that are done.\n\n"
+            f"The task:\n{task}"
+        )

@@ -1,0 +1,172 @@
+"""Short texts beside the structured answers: for people, and for clients that show a model nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+
+from server.models import Cost, Event, EventKind, Outcome, SessionState
+from server.views import CostReport, Deletion, FileContent, FileListing, SessionPage, SessionView, TranscriptPage
+
+_MAX_TEXT: Final = 20_000
+"""Longest text of an agent shown in full; the transcript holds all of it."""
+
+_MAX_LINE: Final = 300
+"""Longest excerpt of one event."""
+
+
+def next_step(outcome: Outcome) -> str:
+    """What to call next, given where a session stands."""
+    session = f'session_id="{outcome.session_id}"'
+    match outcome.state:
+        case SessionState.STARTING | SessionState.RUNNING:
+            return f'The agent is still working: call wait_for_sessions(session_ids=["{outcome.session_id}"]).'
+        case SessionState.AWAITING_APPROVAL:
+            return "The agent waits for an answer to its pending approvals; then call wait_for_sessions."
+        case SessionState.IDLE if outcome.error is not None:
+            return f"The turn failed; call continue_session({session}, prompt=…) to try again or go on."
+        case SessionState.IDLE:
+            return f"Call continue_session({session}, prompt=…) to go on, or end_session({session}) when it is done."
+        case SessionState.ENDED:
+            return "The session has ended; its transcript, files and costs can still be read."
+        case SessionState.FAILED:
+            return "The session cannot be continued; read what is left and call spawn_agent for a new one."
+
+
+def outcome_text(outcome: Outcome) -> str:
+    stopped = f" ({outcome.stop_reason.value})" if outcome.stop_reason else ""
+    lines = [
+        f"Session {outcome.session_id}: {outcome.state.value}, turn {outcome.turn}{stopped}, {money(outcome.cost)}"
+    ]
+    if outcome.error is not None:
+        lines.append(f"Error: {outcome.error.code.value}: {outcome.error.message}")
+    if outcome.denials:
+        lines.append(f"The policy denied {outcome.denials} tool call(s) in this turn.")
+    if outcome.changed_files:
+        lines.append("Changed files: " + _shortened(", ".join(outcome.changed_files), 1_000))
+    lines.extend(f"Approval {one.approval_id}: {one.tool}: {one.summary}" for one in outcome.pending_approvals)
+    if outcome.structured_output is not None:
+        lines.append("Structured output: " + _shortened(json.dumps(outcome.structured_output, ensure_ascii=False)))
+    if outcome.text:
+        lines += ["", _shortened(outcome.text), ""]
+    if outcome.next:
+        lines.append("Next: " + outcome.next)
+    return "\n".join(lines)
+
+
+def outcomes_text(outcomes: Iterable[Outcome], following: str) -> str:
+    shown = [outcome_text(outcome.model_copy(update={"next": ""})) for outcome in outcomes]
+    return "\n\n".join([*shown, "Next: " + following])
+
+
+def session_text(view: SessionView) -> str:
+    lines = [
+        f"{view.title or 'Untitled session'} · model {view.model or 'default'} · policy {view.policy}"
+        f" · sandbox {view.sandbox}{' · resident' if view.resident else ''}",
+        f"Created {view.created_at:%Y-%m-%d %H:%M} UTC, last changed {view.updated_at:%Y-%m-%d %H:%M} UTC",
+    ]
+    if view.labels:
+        lines.append("Labels: " + ", ".join(f"{name}={value}" for name, value in view.labels.items()))
+    if view.activity:
+        lines.append("Activity: " + view.activity)
+    lines.extend(
+        f"Checkpoint {one.checkpoint_id}: {one.kind}, turn {one.turn}, {one.files} files {one.label}".rstrip()
+        for one in view.checkpoints
+    )
+    return "\n".join([*lines, outcome_text(view.outcome)])
+
+
+def page_text(page: SessionPage) -> str:
+    if not page.sessions:
+        return "No sessions."
+    lines = [
+        f"{one.session_id}  {one.state.value:<17}  turn {one.turn}  ${one.usd:.4f}  {one.title}".rstrip()
+        for one in page.sessions
+    ]
+    if page.cursor is not None:
+        lines.append(f'More: call list_sessions(cursor="{page.cursor}").')
+    return "\n".join(lines)
+
+
+def transcript_text(page: TranscriptPage) -> str:
+    lines = [f"#{event.seq} turn {event.turn} {event.kind.value}: {event_text(event)}" for event in page.events]
+    if not lines:
+        lines.append("No events after this cursor.")
+    if page.more:
+        lines.append(f"More: call read_transcript(after={page.cursor}).")
+    return "\n".join(lines)
+
+
+def event_text(event: Event) -> str:
+    """One event in one line."""
+    data = event.data
+    match event.kind:
+        case EventKind.TEXT | EventKind.THINKING if "text" in data:
+            return _line(data["text"])
+        case EventKind.TOOL_CALL:
+            return _line(f"{data.get('tool', data.get('name', 'tool'))} {_json(data.get('input'))}")
+        case _:
+            return _line(_json(data))
+
+
+def deletion_text(deletion: Deletion) -> str:
+    what = "was deleted with its files, transcript and checkpoints" if deletion.deleted else "has ended"
+    return f"Session {deletion.session_id} {what}."
+
+
+def costs_text(report: CostReport) -> str:
+    scope = {"session": "This session", "tree": "This session and its descendants", "principal": "All sessions"}
+    lines = [
+        f"{scope[report.scope]}: {money(report.total)}; {report.total.input_tokens:,} input, "
+        f"{report.total.output_tokens:,} output, {report.total.cache_read_tokens:,} cache read, "
+        f"{report.total.cache_write_tokens:,} cache write tokens"
+    ]
+    if report.budget_usd is not None:
+        lines.append(f"Budget ${report.budget_usd:.2f}, ${report.budget_remaining_usd or 0:.4f} left")
+    lines.extend(f"{group.key}: {money(group.cost)}" for group in report.groups)
+    if report.note:
+        lines.append(report.note)
+    return "\n".join(lines)
+
+
+def listing_text(listing: FileListing) -> str:
+    lines = [
+        f"{one.mode} {one.size:>10}  {one.path}{'/' if one.kind == 'directory' else ''}"
+        + (f" -> {one.target}" if one.target is not None else "")
+        for one in listing.entries
+    ]
+    if not lines:
+        lines.append("No files.")
+    if listing.truncated:
+        lines.append("More entries were left out: list a subdirectory, or raise the limit.")
+    return "\n".join(lines)
+
+
+def content_text(content: FileContent) -> str:
+    if content.text is None:
+        return f"{content.path}: {content.size} bytes, not UTF-8 text; the structured content holds it in base64."
+    if content.next_offset is None:
+        return content.text
+    return (
+        f"{content.text}\n[… call read_file with offset={content.next_offset} to read on; {content.size} bytes in all]"
+    )
+
+
+def money(cost: Cost) -> str:
+    """Dollars and requests, saying so when a price is unknown."""
+    unpriced = f", {cost.unpriced_requests} of unknown price" if cost.unpriced_requests else ""
+    return f"${cost.usd:.4f} in {cost.requests} model request(s){unpriced}"
+
+
+def _shortened(text: str, limit: int = _MAX_TEXT) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit:,} more characters: read_transcript]"
+
+
+def _line(text: Any) -> str:
+    flat = " ".join(str(text).split())
+    return flat if len(flat) <= _MAX_LINE else flat[:_MAX_LINE] + "…"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,100 @@
+"""Resources: a session's transcript and its files, for clients that attach documents to a conversation.
+
+Each has a tool that does the same (``read_transcript``, ``read_file``), since several clients show no resources.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Final
+
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
+
+from server.errors import ErrorCode, RookeryError
+from tools.definition import ToolServer
+from tools.errors import as_rookery_error
+
+TRANSCRIPT: Final = "rookery://sessions/{session_id}/transcript{?after}"
+FILE: Final = "rookery://sessions/{session_id}/files/{+path}"
+
+MAX_RESOURCE_BYTES: Final = 8 << 20
+"""Longest resource: beyond it, tools read in parts."""
+
+_PAGE: Final = 500
+"""Events fetched at once."""
+
+_PART: Final = 1 << 20
+"""Bytes of a file fetched at once."""
+
+_MISSING: Final = frozenset({ErrorCode.SESSION_NOT_FOUND, ErrorCode.INVALID_ARGUMENT})
+"""Codes that mean that there is no such resource."""
+
+
+def add_resources(server: ToolServer) -> None:
+    """Publish the resource templates."""
+
+    @server.resource(
+        TRANSCRIPT,
+        name="transcript",
+        title="Transcript of a session",
+        description="All that happened in a session, one JSON event a line; `after` starts behind a cursor.",
+        mime_type="application/x-ndjson",
+    )
+    async def transcript(session_id: str, after: int = 0) -> str:
+        try:
+            return await _transcript(server, session_id, after)
+        except Exception as error:
+            raise _resource_error(error, "transcript") from error
+
+    @server.resource(
+        FILE,
+        name="file",
+        title="File of a session",
+        description="A file of a session's workspace, as it is now.",
+        mime_type="application/octet-stream",
+    )
+    async def file(session_id: str, path: str) -> bytes:
+        try:
+            return await _file(server, session_id, path)
+        except Exception as error:
+            raise _resource_error(error, "file") from error
+
+
+async def _transcript(server: ToolServer, session_id: str, after: int) -> str:
+    registry = await server.backend.registry()
+    lines: list[str] = []
+    size = 0
+    while True:
+        page = await registry.transcript(server.principal, session_id, after=after, limit=_PAGE)
+        for event in page.events:
+            line = event.model_dump_json()
+            size += len(line)
+            if size > MAX_RESOURCE_BYTES:
+                raise RookeryError(
+                    ErrorCode.INVALID_ARGUMENT,
+                    "The transcript is too long for one resource: read it in pages with read_transcript.",
+                )
+            lines.append(line + "\n")
+        after = page.cursor
+        if not page.more:
+            return "".join(lines)
+
+
+async def _file(server: ToolServer, session_id: str, path: str) -> bytes:
+    registry = await server.backend.registry()
+    parts: list[bytes] = []
+    offset: int | None = 0
+    while offset is not None:
+        content = await registry.read_file(server.principal, session_id, path, offset, _PART)
+        if content.size > MAX_RESOURCE_BYTES:
+            raise RookeryError(
+                ErrorCode.INVALID_ARGUMENT, "The file is too long for one resource: read it in parts with read_file."
+            )
+        parts.append(content.text.encode() if content.text is not None else base64.b64decode(content.base64 or ""))
+        offset = content.next_offset
+    return b"".join(parts)
+
+
+def _resource_error(error: Exception, where: str) -> ResourceError:
+    known = as_rookery_error(error, where=f"resource {where}")
+    return ResourceNotFoundError(str(known)) if known.code in _MISSING else ResourceError(str(known))

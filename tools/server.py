@@ -1,0 +1,66 @@
+"""Builds the MCP server: all tools, resources and prompts over one backend."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mcp.server.caching import CacheHint
+
+from tools import costs, files, sessions, transcripts
+from tools.backend import LOCAL_PRINCIPAL, Backend
+from tools.definition import ToolDefinition, ToolServer
+from tools.prompts import add_prompts
+from tools.resources import add_resources
+
+TOOLS: Final[tuple[ToolDefinition[Any, Any], ...]] = (
+    *sessions.TOOLS,
+    *transcripts.TOOLS,
+    *costs.TOOLS,
+    *files.TOOLS,
+)
+"""All tools in the order in which they are listed."""
+
+INSTRUCTIONS: Final = """\
+Rookery runs Claude agents for you, each in a sandbox of its own with a file system, a shell and no network.
+
+The loop: spawn → wait → continue.
+1. spawn_agent(prompt=…) starts an agent on a task and answers with an outcome. The agent knows only its prompt and
+   its workspace, so say all that it needs.
+2. While the outcome's state is "running", the agent works on: call wait_for_sessions with its session_id, again and
+   again. No call takes longer than about a minute; long work is many waits, never a new spawn.
+3. When the state is "idle", the turn has ended: read `text`, and look at the work with list_files and read_file.
+   continue_session(session_id, prompt) goes on with the same conversation and files; end_session frees the sandbox.
+Each outcome's `next` says what to call. A turn that failed is an outcome with `error`; a call that failed begins with
+an error code, and `retryable` says whether the same call may succeed later.
+
+Side by side: spawn several agents with wait_s=0, then wait for all of them in one wait_for_sessions.
+Sessions outlive this connection: list_sessions finds them again. read_transcript shows what an agent did step by step,
+get_costs what it cost. Repeat a spawn safely by giving it a request_id.
+"""
+
+
+def build_server(backend: Backend, *, max_wait_s: float = 50.0, principal: str = LOCAL_PRINCIPAL) -> ToolServer:
+    """The MCP server, for any transport and both protocol eras.
+
+    Args:
+        backend: where the registry comes from; asked at the first call that needs it.
+        max_wait_s: longest wait inside one tool call, in seconds.
+        principal: whose sessions these are.
+    """
+    from importlib.metadata import version
+
+    server = ToolServer(
+        TOOLS,
+        backend,
+        principal=principal,
+        max_wait_s=max_wait_s,
+        name="rookery",
+        title="Rookery",
+        description="Sandboxed Claude agents as tools.",
+        version=version("rookery"),
+        instructions=INSTRUCTIONS,
+        cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="public")},
+    )
+    add_resources(server)
+    add_prompts(server)
+    return server

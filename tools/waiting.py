@@ -1,0 +1,116 @@
+"""Bounded waits: a call attaches to running sessions, shows their progress, and leaves in time.
+
+The agents belong to the registry. A wait that runs out, or whose caller cancels, ends the waiting and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+import anyio
+from pydantic import Field
+
+from server.models import Outcome, SessionState
+from tools.definition import Call
+
+DEFAULT_WAIT_S: Final = 45.0
+"""Below the smallest limit that a client puts on a tool call (about 60 s), with a margin."""
+
+HEARTBEAT_S: Final = 5.0
+"""Longest silence of a wait: clients take longer ones for a dead server."""
+
+_REPORT_EVERY_S: Final = 0.5
+"""Shortest time between two reports: an agent may write many events a second."""
+
+WaitSeconds = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=3600,
+        description="seconds to wait for the agent before answering; 0 returns at once and leaves it working",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Waited:
+    """What a wait ended with."""
+
+    outcomes: tuple[Outcome, ...]
+    """One for each session, in the order asked for."""
+    capped_at_s: float | None
+    """The server's longest wait, when less than what the caller asked for and spent to the end."""
+
+    @property
+    def working(self) -> tuple[str, ...]:
+        """Ids of the sessions that still work."""
+        return tuple(outcome.session_id for outcome in self.outcomes if is_working(outcome))
+
+
+def is_working(outcome: Outcome) -> bool:
+    """Whether waiting on may change the outcome; a session that awaits an approval needs its caller first."""
+    return outcome.state in (SessionState.STARTING, SessionState.RUNNING)
+
+
+async def wait_until_settled(
+    call: Call, turns: Mapping[str, int], *, until: Literal["all", "any"] = "all", wait_s: float
+) -> Waited:
+    """Wait until the sessions have settled, at most ``wait_s`` and at most the server's longest wait.
+
+    Args:
+        turns: session id → the turn that must have been reached; 0 for whatever is there.
+        until: ``all`` of them, or ``any``.
+
+    Raises:
+        RookeryError: ``session_not_found``, and what the registry may raise.
+    """
+    started = time.monotonic()
+    bound = min(wait_s, call.max_wait_s)
+    reporter = _ProgressReporter(call, tuple(turns), started)
+    while True:
+        outcomes = [await call.registry.outcome(call.principal, session_id) for session_id in turns]
+        settled = [not is_working(one) and one.turn >= turns[one.session_id] for one in outcomes]
+        done = all(settled) if until == "all" else any(settled)
+        left = started + bound - time.monotonic()
+        await reporter.report(settled, final=done or left <= 0)
+        if done or left <= 0:
+            return Waited(tuple(outcomes), call.max_wait_s if not done and wait_s > call.max_wait_s else None)
+        # The registry bounds the wait itself; the scope guards against one that does not.
+        with anyio.move_on_after(min(left, HEARTBEAT_S)):
+            await call.registry.wait_for_change(
+                call.principal,
+                [one.session_id for one, ready in zip(outcomes, settled, strict=True) if not ready],
+                {one.session_id: one.cursor for one in outcomes},
+                min(left, HEARTBEAT_S),
+            )
+
+
+class _ProgressReporter:
+    """Progress at once and then at least every :data:`HEARTBEAT_S`, with growing numbers and changing text."""
+
+    def __init__(self, call: Call, session_ids: tuple[str, ...], started: float) -> None:
+        self._call = call
+        self._session_ids = session_ids
+        self._started = started
+        self._last_number = 0.0
+        self._last_at = -math.inf
+
+    async def report(self, settled: list[bool], *, final: bool) -> None:
+        now = time.monotonic()
+        if self._call.report is None or (not final and now - self._last_at < _REPORT_EVERY_S):
+            return
+        progress = [await self._call.registry.progress(self._call.principal, one) for one in self._session_ids]
+        # The protocol wants each number above the last, though no event may have come since.
+        self._last_number = max(self._last_number + 0.001, float(sum(one.step for one in progress)))
+        self._last_at = now
+        elapsed, usd = now - self._started, sum(one.usd for one in progress)
+        if len(progress) == 1:
+            head = progress[0].text
+        else:
+            newest = max(range(len(progress)), key=lambda index: (not settled[index], progress[index].step))
+            head = f"{sum(settled)} of {len(settled)} done; {progress[newest].text}"
+        await self._call.report(self._last_number, f"{head} · {elapsed:.0f} s · ${usd:.4f}")
