@@ -11,7 +11,7 @@ from server.agent.launch import LaunchOptions, transcript_files
 from server.agent.permissions import PermissionGate
 from server.gateway import Grant
 from server.models import SessionRecord
-from server.sandboxes.base import Sandbox, SandboxSpec
+from server.sandboxes.base import Sandbox
 from server.services import Services
 
 CONVERSATION = frozenset({"user", "assistant"})
@@ -82,12 +82,7 @@ async def open_sandbox(services: Services, session: SessionRecord) -> Sandbox:
     Raises:
         RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
     """
-    spec = SandboxSpec(
-        session_id=session.id,
-        gateway_socket=services.gateway.socket,
-        limits=services.limits,
-        labels={"principal": session.principal, "server": services.server_id},
-    )
+    spec = services.sandbox_spec(session)
     if session.sandbox is not None:
         return await services.provider.attach(session.sandbox, spec)
     sandbox = await services.provider.create(spec)

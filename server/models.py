@@ -166,6 +166,7 @@ class SessionRecord(Record):
     max_turns: int | None = None
     output_schema: dict[str, Any] | None = None
     budget_nano_usd: int | None = Field(default=None, description="total cap of the session")
+    workspace: dict[str, Any] | None = Field(default=None, description="what the workspace is filled from at the start")
     sandbox_kind: str
     sandbox: dict[str, Any] | None = Field(default=None, description="the provider's reference")
     owner: str | None = Field(default=None, description="id of the server process whose lease it carries")

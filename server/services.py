@@ -9,7 +9,8 @@ from server.checkpoints import Checkpoints
 from server.clock import Clock
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Gateway
-from server.sandboxes.base import Limits, SandboxProvider
+from server.models import SessionRecord
+from server.sandboxes.base import Limits, SandboxProvider, SandboxSpec
 from server.settings import Settings
 from server.store import Store
 
@@ -38,10 +39,17 @@ class Services:
         except PolicyError as error:
             raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"policy: {error.message}", detail=str(error)) from error
 
+    def sandbox_spec(self, session: SessionRecord) -> SandboxSpec:
+        """What the session's sandbox is, or would be, made for."""
+        return SandboxSpec(
+            session_id=session.id,
+            gateway_socket=self.gateway.socket,
+            limits=self.limits,
+            labels={"principal": session.principal, "server": self.server_id},
+        )
+
     @property
     def limits(self) -> Limits:
         """Bounds of a new sandbox."""
         chosen = self.settings
-        return Limits(
-            memory_mb=chosen.memory_mb, processes=chosen.processes, cpus=chosen.cpus, disk_mb=chosen.disk_mb
-        )
+        return Limits(memory_mb=chosen.memory_mb, processes=chosen.processes, cpus=chosen.cpus, disk_mb=chosen.disk_mb)

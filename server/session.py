@@ -122,6 +122,9 @@ class SessionActor:
         self._leaving: Leave | None = None
         self._gone = False
         self._idle_since = anyio.current_time()
+        self.placed = anyio.Event()
+        """Set when the sandbox exists, or when that failed: then ``placement_error`` says why."""
+        self.placement_error: RookeryError | None = None
         self.stopped = anyio.Event()
         """Set when the actor is gone and the store says so."""
 
@@ -217,7 +220,13 @@ class SessionActor:
     async def _wake(self, stack: AsyncExitStack) -> None:
         """Bring the sandbox and the agent up, and take the turn's checkpoint meanwhile."""
         launch = Launch(self._services, self.session, self._policy)
-        sandbox = await launch.sandbox()
+        try:
+            sandbox = await launch.sandbox()
+        except RookeryError as error:
+            self.placement_error = error
+            raise
+        finally:
+            self.placed.set()
         self._snapshots.attach(sandbox)
         stack.push_async_callback(_stop_bounded, sandbox.stop)
         self._grant = launch.grant(stack)
@@ -419,12 +428,18 @@ class SessionActor:
         """One transaction for the turn and the state; tried again while the store is unavailable."""
         for attempt in range(SETTLE_ATTEMPTS):
             try:
-                return await self._services.store.end_turn(record, to=SessionState.IDLE)
+                return await self._services.store.end_turn(record, to=self._rest)
             except RookeryError as error:
                 if error.code is not ErrorCode.STORAGE_UNAVAILABLE or attempt == SETTLE_ATTEMPTS - 1:
                     raise
                 await anyio.sleep(0.25 * 2**attempt)
         raise AssertionError("unreachable")
+
+    @property
+    def _rest(self) -> SessionState:
+        """Where a turn's end leaves the session: a first turn that got no sandbox leaves nothing to continue."""
+        lost = self.placement_error is not None and self.session.sandbox is None
+        return SessionState.FAILED if lost else SessionState.IDLE
 
     # --- deadlines --------------------------------------------------------------------------------------------
 
@@ -480,10 +495,8 @@ class SessionActor:
                 if self._turn is not None:
                     await self._finish()
                 freed: dict[str, Any] = {"resident": False, "owner": None}
-                if why is Leave.END:
-                    await store.move(
-                        self.session.id, SessionState.ENDED, ended_at=self._services.clock.now(), **freed
-                    )
+                if why is Leave.END and not self.session.state.is_terminal:
+                    await store.move(self.session.id, SessionState.ENDED, ended_at=self._services.clock.now(), **freed)
                 else:
                     await store.update_session(self.session.id, **freed)
         except (RookeryError, TimeoutError) as error:

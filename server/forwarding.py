@@ -1,0 +1,91 @@
+"""Commands for a session that another server process owns: written into its inbox table, answered there.
+
+The owner looks into its inbox every :data:`POLL_S` seconds. A command that its owner did not take in time is carried
+out by nobody: the sender says so and the caller may try again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import anyio
+import structlog
+
+from server.errors import ErrorCode, RookeryError
+from server.leases import Leases
+from server.models import Command, Failure, SessionRecord
+from server.services import Services
+
+log = structlog.get_logger(__name__)
+
+POLL_S: Final = 0.2
+ANSWER_TIMEOUT_S: Final = 60.0
+
+Serve = Callable[[SessionRecord, str, dict[str, object]], Awaitable[dict[str, object]]]
+
+
+class Forwarding:
+    """Sends commands to other servers, and serves theirs.
+
+    Args:
+        serve: carries out a command for a session of this process.
+    """
+
+    def __init__(self, services: Services, leases: Leases, serve: Serve) -> None:
+        self._services = services
+        self._leases = leases
+        self._serve = serve
+
+    async def belongs_elsewhere(self, session: SessionRecord) -> bool:
+        """Whether another living server process owns the session now."""
+        if session.owner is None or session.owner == self._services.server_id:
+            return False
+        servers = {server.id: server for server in await self._services.store.servers()}
+        owner = servers.get(session.owner)
+        return owner is not None and self._leases.alive(owner)
+
+    async def send(self, session: SessionRecord, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """Have the session's owner carry a command out; its result.
+
+        Raises:
+            RookeryError: what the owner answered, or ``timeout``.
+        """
+        store = self._services.store
+        command_id = await store.send_command(session.id, kind, payload)
+        with anyio.move_on_after(ANSWER_TIMEOUT_S):
+            while (result := await store.command_result(command_id)) is None:
+                await anyio.sleep(POLL_S)
+            if "error" in result:
+                failure = Failure.model_validate(result["error"])
+                raise RookeryError(failure.code, failure.message, retryable=failure.retryable)
+            return result
+        raise RookeryError(
+            ErrorCode.TIMEOUT, "The server process that owns this session did not answer. Try again in a moment."
+        )
+
+    async def serve(self) -> None:
+        """Carry out what others ask, each command in a task of its own; until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                try:
+                    for command in await self._services.store.take_commands(self._services.server_id):
+                        tasks.start_soon(self._answer, command)
+                except RookeryError as error:
+                    log.warning("inbox could not be read", error=str(error))
+                await anyio.sleep(POLL_S)
+
+    async def _answer(self, command: Command) -> None:
+        try:
+            session = await self._services.store.session_for_server(command.session_id)
+            result = await self._serve(session, command.kind, dict(command.payload))
+        except RookeryError as error:
+            result = {"error": Failure.of(error).model_dump(mode="json")}
+        except Exception:
+            log.exception("forwarded command failed", kind=command.kind)
+            failure = RookeryError(ErrorCode.INTERNAL, "The server that owns this session failed. Try again.")
+            result = {"error": Failure.of(failure).model_dump(mode="json")}
+        try:
+            await self._services.store.finish_command(command.id, result)
+        except RookeryError as error:
+            log.warning("answer could not be written", error=str(error))

@@ -1,0 +1,125 @@
+"""The janitor: makes the store and the machine agree, and never touches what a living server owns.
+
+On start and then in rounds it looks both ways: sessions whose server died are told the truth (an open turn becomes
+``interrupted`` and can be continued), and sandboxes, locks and server rows that nobody owns any more are removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Final
+
+import anyio
+import structlog
+
+from server.errors import ErrorCode, RookeryError
+from server.launching import open_sandbox
+from server.leases import Leases
+from server.models import EventKind, SessionRecord, SessionState, StopReason
+from server.services import Services
+
+log = structlog.get_logger(__name__)
+
+ROUND_S: Final = 60.0
+"""How often the janitor goes round."""
+
+
+class Janitor:
+    """Reconciles. Part of the registry.
+
+    Args:
+        resident: the sessions that this process has actors for; looked at, never changed.
+    """
+
+    def __init__(self, services: Services, leases: Leases, resident: Mapping[str, object]) -> None:
+        self._services = services
+        self._leases = leases
+        self._resident = resident
+
+    async def serve(self) -> None:
+        """Go round until cancelled."""
+        while True:
+            await anyio.sleep(ROUND_S)
+            try:
+                await self.reconcile()
+                await self.prune()
+            except RookeryError as error:
+                log.warning("janitor's round failed", error=str(error))
+
+    async def reconcile(self) -> int:
+        """Tell the truth about all that dead servers left; how many sessions were mended."""
+        store = self._services.store
+        dead = {server.id for server in await store.servers() if not self._leases.alive(server)}
+        mended = 0
+        for session in await store.unowned_work(dead | {self._services.server_id}):
+            mended += await self.reconcile_session(session)
+        for server_id in dead:
+            await store.remove_server(server_id)
+            self._leases.forget(server_id)
+        return mended
+
+    async def reconcile_session(self, session: SessionRecord) -> bool:
+        """Mend one session that says it is at work or resident, and whose process is gone; whether it was so."""
+        store = self._services.store
+        if session.id in self._resident or session.state.is_terminal:
+            return False
+        if session.owner not in (None, self._services.server_id):
+            servers = {server.id: server for server in await store.servers()}
+            owner = servers.get(session.owner)
+            if owner is not None and self._leases.alive(owner):
+                return False
+        if not await store.claim(session.id, self._services.server_id, expect_owner=session.owner):
+            return False
+        current = await store.session_for_server(session.id)
+        if current.state.is_busy:
+            await self._close_turn(current)
+        await store.update_session(session.id, owner=None, resident=False)
+        return True
+
+    async def _close_turn(self, session: SessionRecord) -> None:
+        """The open turn of a session whose process is gone: interrupted, with what was done."""
+        store = self._services.store
+        turn = await store.turn(session.id, session.turn)
+        text = "The server stopped in the midst of this turn. What was done is kept; continue_session carries on."
+        await store.append_events(session.id, turn.number, [(EventKind.NOTICE, {"text": text})])
+        said = [event for event in await store.events(session.id, kinds=[EventKind.TEXT], limit=1_000_000)]
+        words = [str(event.data.get("text", "")) for event in said if event.turn == turn.number]
+        ended = turn.model_copy(
+            update={
+                "stop_reason": StopReason.INTERRUPTED,
+                "text": words[-1] if words else "",
+                "ended_at": self._services.clock.now(),
+            }
+        )
+        await store.end_turn(ended, to=SessionState.IDLE)
+
+    async def prune(self) -> int:
+        """Delete ended sessions whose retention is over; how many."""
+        age = timedelta(days=self._services.settings.retention_days)
+        over = await self._services.store.ended_before(self._services.clock.now() - age)
+        for session in over:
+            await self.delete(session)
+        return len(over)
+
+    async def delete(self, session: SessionRecord) -> None:
+        """Remove a session's files and rows; its ledger entries stay, for money is never lost.
+
+        Raises:
+            RookeryError: ``session_busy`` when it has not ended, ``storage_unavailable``.
+        """
+        if not session.state.is_terminal:
+            raise RookeryError(ErrorCode.SESSION_BUSY, "Only an ended session can be deleted; end it first.")
+        await self._destroy(session)
+        await self._services.store.delete_session(session.principal, session.id)
+
+    async def _destroy(self, session: SessionRecord) -> None:
+        if session.sandbox is None:
+            return
+        try:
+            sandbox = await open_sandbox(self._services, session)
+            await sandbox.destroy()
+        except RookeryError as error:
+            if error.code is not ErrorCode.SANDBOX_LOST:
+                raise
+            log.info("sandbox was gone already", session_id=session.id)

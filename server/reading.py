@@ -1,0 +1,241 @@
+"""Everything that can be asked of sessions without touching an agent: read from the store and the workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from server.changes import Changes
+from server.errors import ErrorCode, RookeryError
+from server.files import list_files, read_file
+from server.models import (
+    NANO_USD,
+    ApprovalStatus,
+    Event,
+    EventKind,
+    Outcome,
+    PendingApproval,
+    SessionRecord,
+    SessionState,
+)
+from server.requests import CostRequest, ListRequest
+from server.services import Services
+from server.views import (
+    CheckpointSummary,
+    CostReport,
+    FileContent,
+    FileListing,
+    Progress,
+    SessionPage,
+    SessionView,
+    TranscriptPage,
+)
+
+MAX_TRANSCRIPT: Final = 500
+"""Most events in one page."""
+
+
+class SessionReader:
+    """Answers questions. Every look-up is by (principal, id): a foreign id reads as not found."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._changes = Changes(services.store)
+
+    async def outcome(self, principal: str, session_id: str) -> Outcome:
+        """Where the session stands, with the result of its latest turn; costs are the session's so far."""
+        return await self._outcome(await self._services.store.session(principal, session_id))
+
+    async def _outcome(self, session: SessionRecord) -> Outcome:
+        store = self._services.store
+        turn = await store.turn(session.id, session.turn)
+        cost = await store.cost(session.id)
+        remaining = None
+        if session.budget_nano_usd is not None:
+            remaining = max(0.0, session.budget_nano_usd / NANO_USD - cost.usd)
+        pending: tuple[PendingApproval, ...] = ()
+        if session.state in (SessionState.AWAITING_APPROVAL, SessionState.RUNNING):
+            pending = tuple(
+                PendingApproval(
+                    approval_id=approval.id,
+                    tool=approval.tool,
+                    summary=approval.summary,
+                    expires_at=approval.expires_at,
+                )
+                for approval in await store.approvals(session.principal, session.id, pending=True)
+                if approval.status is ApprovalStatus.PENDING
+            )
+        return Outcome(
+            session_id=session.id,
+            state=session.state,
+            turn=session.turn,
+            stop_reason=turn.stop_reason,
+            text=turn.text,
+            structured_output=turn.structured_output,
+            error=turn.error,
+            cost=cost,
+            budget_remaining_usd=remaining,
+            checkpoint_id=turn.checkpoint_id,
+            pending_approvals=pending,
+            denials=turn.denials,
+            changed_files=turn.changed_files,
+            cursor=await store.last_seq(session.id),
+            next=_next(session, bool(pending)),
+        )
+
+    async def progress(self, principal: str, session_id: str) -> Progress:
+        """What the agent does now."""
+        session = await self._services.store.session(principal, session_id)
+        latest = await self._latest(session_id)
+        cost = await self._services.store.cost(session_id)
+        return Progress(step=latest.seq if latest else 0, text=_activity(session, latest), usd=cost.usd)
+
+    async def _latest(self, session_id: str) -> Event | None:
+        last = await self._services.store.last_seq(session_id)
+        events = await self._services.store.events(session_id, after=max(0, last - 1), limit=1)
+        return events[-1] if events else None
+
+    async def wait_for_change(
+        self, principal: str, session_ids: Sequence[str], after: Mapping[str, int], timeout_s: float
+    ) -> None:
+        """Return when one of the sessions has an event newer than ``after[id]``, or after ``timeout_s``."""
+        for session_id in session_ids:
+            await self._services.store.session(principal, session_id)
+        await self._changes.wait(session_ids, after, timeout_s)
+
+    async def get(self, principal: str, session_id: str) -> SessionView:
+        """All about one session."""
+        session = await self._services.store.session(principal, session_id)
+        checkpoints = await self._services.store.checkpoints(session_id)
+        return SessionView(
+            session_id=session.id,
+            title=session.title,
+            labels=session.labels,
+            created_at=session.created_at,
+            updated_at=session.updated_at,
+            ended_at=session.ended_at,
+            parent_id=session.parent_id,
+            root_id=session.root_id,
+            forked_from=session.forked_from,
+            model=session.model,
+            policy=session.policy,
+            sandbox=session.sandbox_kind,
+            resident=session.resident,
+            budget_usd=None if session.budget_nano_usd is None else session.budget_nano_usd / NANO_USD,
+            activity=_activity(session, await self._latest(session_id)),
+            checkpoints=tuple(
+                CheckpointSummary(
+                    checkpoint_id=checkpoint.id,
+                    turn=checkpoint.turn,
+                    kind=checkpoint.kind.value,
+                    label=checkpoint.label,
+                    files=checkpoint.files,
+                    created_at=checkpoint.created_at,
+                )
+                for checkpoint in checkpoints
+            ),
+            outcome=await self._outcome(session),
+        )
+
+    async def list(self, principal: str, request: ListRequest) -> SessionPage:
+        """A page of sessions, newest first."""
+        return await self._services.store.sessions(principal, request)
+
+    async def transcript(self, principal: str, session_id: str, *, after: int, limit: int) -> TranscriptPage:
+        """Events after a cursor, oldest first.
+
+        Raises:
+            RookeryError: ``session_not_found``, ``invalid_argument``.
+        """
+        if after < 0:
+            raise RookeryError(ErrorCode.INVALID_ARGUMENT, "after: must not be negative; 0 reads from the start.")
+        if not 1 <= limit <= MAX_TRANSCRIPT:
+            raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"limit: must be from 1 to {MAX_TRANSCRIPT}.")
+        await self._services.store.session(principal, session_id)
+        events = await self._services.store.events(session_id, after=after, limit=limit + 1)
+        page = tuple(events[:limit])
+        cursor = page[-1].seq if page else after
+        return TranscriptPage(session_id=session_id, events=page, cursor=cursor, more=len(events) > limit)
+
+    async def costs(self, principal: str, request: CostRequest) -> CostReport:
+        """Costs by the ledger."""
+        if request.session_id is not None:
+            await self._services.store.session(principal, request.session_id)
+        return await self._services.store.cost_report(principal, request)
+
+    async def list_files(
+        self, principal: str, session_id: str, path: str = ".", depth: int = 1, limit: int = 500
+    ) -> FileListing:
+        """Entries of the workspace."""
+        root = await self._workspace(principal, session_id)
+        return await list_files(session_id, root, path, depth=depth, limit=limit)
+
+    async def read_file(
+        self, principal: str, session_id: str, path: str, offset: int = 0, limit: int = 65_536
+    ) -> FileContent:
+        """A part of one file of the workspace."""
+        root = await self._workspace(principal, session_id)
+        return await read_file(session_id, root, path, offset=offset, limit=limit)
+
+    async def _workspace(self, principal: str, session_id: str) -> Path:
+        session = await self._services.store.session(principal, session_id)
+        if session.sandbox is None:
+            raise RookeryError(
+                ErrorCode.SESSION_BUSY, "The session has no files yet: its sandbox is being made. Try again shortly."
+            )
+        sandbox = await self._services.provider.attach(session.sandbox, self._services.sandbox_spec(session))
+        if sandbox.workspace is None:
+            raise RookeryError(ErrorCode.SANDBOX_LOST, "The session's files are not within reach of this server.")
+        return sandbox.workspace
+
+
+def _next(session: SessionRecord, pending: bool) -> str:
+    """What to call next, in words a model follows."""
+    given = f'session_id="{session.id}"'
+    match session.state:
+        case _ if pending:
+            return f"Call list_approvals({given}) and answer_approval, then wait_for_sessions."
+        case SessionState.STARTING | SessionState.RUNNING | SessionState.AWAITING_APPROVAL:
+            return f'The agent is at work. Call wait_for_sessions(session_ids=["{session.id}"]) again.'
+        case SessionState.IDLE:
+            return f"Call continue_session({given}, prompt=…) to go on, or end_session({given}) when done."
+        case SessionState.ENDED:
+            return f"The session has ended; read_transcript({given}), list_files and get_costs still work."
+        case SessionState.FAILED:
+            return "The session failed and cannot be continued; spawn a new one."
+
+
+def _activity(session: SessionRecord, latest: Event | None) -> str:
+    """What the agent does now, or did last, in a few words."""
+    if not session.state.is_busy or latest is None:
+        return session.state.value
+    data = latest.data
+    match latest.kind:
+        case EventKind.TOOL_CALL:
+            return f"{data.get('tool')}: {_gist(data.get('input'))}"
+        case EventKind.TOOL_RESULT:
+            return f"{data.get('tool') or 'tool'} finished"
+        case EventKind.TEXT:
+            return _line(str(data.get("text", "")))
+        case EventKind.THINKING:
+            return "thinking"
+        case EventKind.DENIAL:
+            return f"{data.get('tool')} was denied by the policy"
+        case EventKind.NOTICE:
+            return _line(str(data.get("text", "")))
+        case _:
+            return "waiting for the model"
+
+
+def _gist(given: Any) -> str:
+    if isinstance(given, dict):
+        for key in ("command", "file_path", "pattern", "path", "url", "description", "prompt"):
+            if isinstance(given.get(key), str):
+                return _line(given[key])
+    return ""
+
+
+def _line(text: str, limit: int = 120) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"

@@ -1,0 +1,348 @@
+"""The registry: every session of this process, and the way to those of others.
+
+It owns one task group; each resident session is one actor in it. Commands for a session are serialised by a lock of
+that session; between processes the store decides (one compare-and-set for each move). A command for a session that
+another live process owns goes through the inbox table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+from weakref import WeakValueDictionary
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from policies import Policy
+from server.errors import ErrorCode, RookeryError
+from server.forwarding import Forwarding
+from server.janitor import Janitor
+from server.leases import HEARTBEAT_S, Leases
+from server.models import NANO_USD, SessionRecord, SessionState, TurnRecord
+from server.reading import SessionReader
+from server.requests import PromptRequest, SpawnRequest
+from server.services import Services
+from server.session import Leave, SessionActor, StartTurn
+from server.views import Deletion
+
+log = structlog.get_logger(__name__)
+
+LEAVE_TIMEOUT_S: Final = 40.0
+"""Longest time an actor needs to go: interrupt, kill, checkpoint, sandbox stop, all bounded by themselves."""
+
+SHUTDOWN_TIMEOUT_S: Final = 10.0
+"""Longest time all actors together get when the server stops; the janitor of the next start mends the rest."""
+
+INTERRUPT_TIMEOUT_S: Final = 15.0
+"""Longest wait for an interrupted turn to be over."""
+
+
+class Registry(SessionReader):
+    """Owns the sessions. Made by :func:`open_registry`."""
+
+    def __init__(self, services: Services, leases: Leases, tasks: TaskGroup) -> None:
+        super().__init__(services)
+        self._tasks = tasks
+        self._leases = leases
+        self._actors: dict[str, SessionActor] = {}
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        self._closing = False
+        self.janitor = Janitor(services, leases, self._actors)
+        self._forwarding = Forwarding(services, leases, self._serve_command)
+
+    # --- starting ---------------------------------------------------------------------------------------------
+
+    async def spawn(self, principal: str, request: SpawnRequest) -> str:
+        """Start a session; its id, once it is durable and its sandbox exists.
+
+        The same ``request_id`` from the same principal gives the session that it gave first, also when two calls race.
+
+        Raises:
+            RookeryError: ``invalid_argument``, ``too_many_sessions``, ``model_auth_failed``, ``sandbox_unavailable``,
+                ``storage_unavailable``.
+        """
+        store = self._services.store
+        if request.request_id is not None:
+            known = await store.session_by_request(principal, request.request_id)
+            if known is not None:
+                return known.id
+        policy = self._services.policy(request.policy)
+        session, turn = self._new_session(principal, request, policy)
+        self._services.gateway.require_credential()
+        await self._make_room()
+        created = await store.create_session(session, turn)
+        if created.id != session.id:
+            return created.id
+        actor = self._start_actor(created, policy, turn)
+        await actor.placed.wait()
+        if actor.placement_error is not None:
+            raise actor.placement_error
+        return created.id
+
+    def _new_session(self, principal: str, request: SpawnRequest, policy: Policy) -> tuple[SessionRecord, TurnRecord]:
+        settings, clock = self._services.settings, self._services.clock
+        session_id, now = clock.session_id(), clock.now()
+        policy.offered_tools(request.tools)
+        budget = request.budget_usd or settings.default_budget_usd
+        session = SessionRecord(
+            id=session_id,
+            principal=principal,
+            root_id=session_id,
+            title=request.title or _title(request.prompt),
+            labels=request.labels,
+            state=SessionState.STARTING,
+            turn=1,
+            model=request.model or settings.model,
+            system_prompt=request.system_prompt,
+            policy=request.policy or settings.policy,
+            tools=request.tools,
+            max_turns=request.max_turns,
+            output_schema=request.output_schema,
+            budget_nano_usd=round(budget * NANO_USD),
+            sandbox_kind=self._services.provider.name,
+            owner=self._services.server_id,
+            request_id=request.request_id,
+            workspace=None if request.workspace is None else request.workspace.model_dump(exclude_none=True),
+            created_at=now,
+            updated_at=now,
+        )
+        turn = TurnRecord(
+            session_id=session_id, number=1, prompt=request.prompt, request_id=request.request_id, started_at=now
+        )
+        return session, turn
+
+    async def prompt(self, principal: str, session_id: str, request: PromptRequest) -> int:
+        """Start the session's next turn; its number. An already seen ``request_id`` gives the turn that it gave first.
+
+        Raises:
+            RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``, ``invalid_argument`` (a cap below
+                what is spent), ``too_many_sessions``, ``model_auth_failed``, ``storage_unavailable``.
+        """
+        session = await self._services.store.session(principal, session_id)
+        if await self._forwarding.belongs_elsewhere(session):
+            result = await self._forwarding.send(session, "prompt", request.model_dump())
+            return int(result["turn"])
+        async with self._lock(session_id):
+            return await self._prompt_here(session, request)
+
+    async def _prompt_here(self, session: SessionRecord, request: PromptRequest) -> int:
+        services = self._services
+        policy = services.policy(session.policy)
+        services.gateway.require_credential()
+        budget = await self._new_cap(session, request.budget_usd)
+        if session.id not in self._actors:
+            await self._make_room()
+        record = TurnRecord(
+            session_id=session.id,
+            number=0,
+            prompt=request.prompt,
+            request_id=request.request_id,
+            started_at=services.clock.now(),
+        )
+        turn, begun = await services.store.begin_turn(
+            session.id, record, owner=services.server_id, budget_nano_usd=budget
+        )
+        if not begun:
+            return turn.number
+        actor = self._actors.get(session.id)
+        if actor is not None and actor.start_turn(turn):
+            return turn.number
+        if actor is not None:
+            with anyio.move_on_after(LEAVE_TIMEOUT_S):
+                await actor.stopped.wait()
+        fresh = await services.store.update_session(session.id, owner=services.server_id)
+        self._start_actor(fresh, policy, turn)
+        return turn.number
+
+    async def _new_cap(self, session: SessionRecord, budget_usd: float | None) -> int | None:
+        if budget_usd is None:
+            return None
+        spent = (await self._services.store.cost(session.id)).usd
+        if budget_usd <= spent:
+            raise RookeryError(
+                ErrorCode.INVALID_ARGUMENT,
+                f"budget_usd: is the session's total cap and must be above the ${spent:.4f} it has spent already.",
+            )
+        return round(budget_usd * NANO_USD)
+
+    def _start_actor(self, session: SessionRecord, policy: Policy, turn: TurnRecord) -> SessionActor:
+        actor = SessionActor(self._services, session, policy)
+        self._actors[session.id] = actor
+
+        async def live() -> None:
+            try:
+                await actor.run(StartTurn(turn))
+            finally:
+                if self._actors.get(session.id) is actor:
+                    del self._actors[session.id]
+
+        self._tasks.start_soon(live, name=f"session {session.id}")
+        return actor
+
+    async def _make_room(self) -> None:
+        """Let the longest idle agent sleep when there are too many.
+
+        Raises:
+            RookeryError: ``too_many_sessions`` when all are at work.
+        """
+        if self._closing:
+            raise RookeryError(ErrorCode.TOO_MANY_SESSIONS, "The server is stopping; try again when it is back.")
+        limit = self._services.settings.max_sessions
+        while len(self._actors) >= limit:
+            idle = [(since, actor) for actor in self._actors.values() if (since := actor.idle_since) is not None]
+            if not idle:
+                raise RookeryError(
+                    ErrorCode.TOO_MANY_SESSIONS,
+                    f"All {limit} places are taken by sessions at work. Wait for one with wait_for_sessions, interrupt "
+                    "one, or have ROOKERY_MAX_SESSIONS raised.",
+                )
+            _, oldest = min(idle, key=lambda pair: pair[0])
+            await oldest.leave(Leave.HIBERNATE)
+            with anyio.move_on_after(LEAVE_TIMEOUT_S):
+                await oldest.stopped.wait()
+
+    # --- stopping ---------------------------------------------------------------------------------------------
+
+    async def interrupt(self, principal: str, session_id: str) -> None:
+        """Stop the present turn, if there is one, and wait until it has stopped.
+
+        Raises:
+            RookeryError: ``session_not_found``, ``timeout`` when it did not stop in time.
+        """
+        session = await self._services.store.session(principal, session_id)
+        if await self._forwarding.belongs_elsewhere(session):
+            await self._forwarding.send(session, "interrupt", {})
+            return
+        actor = self._actors.get(session_id)
+        if actor is None:
+            await self.janitor.reconcile_session(session)
+            return
+        await actor.stop_turn()
+        with anyio.move_on_after(INTERRUPT_TIMEOUT_S):
+            while (current := await self._services.store.session(principal, session_id)).state.is_busy:
+                seen = await self._services.store.last_seq(current.id)
+                await self._changes.wait([session_id], {session_id: seen}, 1.0)
+            return
+        raise RookeryError(
+            ErrorCode.TIMEOUT, "The turn is being stopped but has not stopped yet; call get_session in a moment."
+        )
+
+    async def end(self, principal: str, session_id: str, *, delete: bool) -> Deletion:
+        """End a session for good; with ``delete`` also remove its files, transcript and events (not its costs).
+
+        Raises:
+            RookeryError: ``session_not_found``, ``storage_unavailable``.
+        """
+        session = await self._services.store.session(principal, session_id)
+        if await self._forwarding.belongs_elsewhere(session):
+            await self._forwarding.send(session, "end", {})
+        else:
+            async with self._lock(session_id):
+                await self._end_here(session)
+        if delete:
+            await self.janitor.delete(await self._services.store.session(principal, session_id))
+        return Deletion(session_id=session_id, state=SessionState.ENDED, deleted=delete)
+
+    async def _end_here(self, session: SessionRecord) -> None:
+        store = self._services.store
+        actor = self._actors.get(session.id)
+        if actor is not None:
+            await actor.leave(Leave.END)
+            with anyio.move_on_after(LEAVE_TIMEOUT_S):
+                await actor.stopped.wait()
+        else:
+            await self.janitor.reconcile_session(session)
+        current = await store.session(session.principal, session.id)
+        if current.state is not SessionState.ENDED:
+            now = self._services.clock.now()
+            await store.move(session.id, SessionState.ENDED, ended_at=now, owner=None, resident=False)
+
+    async def prune(self) -> int:
+        """Delete ended sessions whose retention is over; how many."""
+        return await self.janitor.prune()
+
+    # --- other processes --------------------------------------------------------------------------------------
+
+    async def _serve_command(self, session: SessionRecord, kind: str, payload: dict[str, object]) -> dict[str, object]:
+        """Carry out what another process asked of a session of ours."""
+        match kind:
+            case "prompt":
+                async with self._lock(session.id):
+                    return {"turn": await self._prompt_here(session, PromptRequest.model_validate(payload))}
+            case "interrupt":
+                await self.interrupt(session.principal, session.id)
+            case "end":
+                async with self._lock(session.id):
+                    await self._end_here(session)
+            case _:
+                raise RookeryError(ErrorCode.INTERNAL, "The other server does not know this command; update it.")
+        return {}
+
+    def _lock(self, session_id: str) -> anyio.Lock:
+        lock = self._locks.get(session_id)
+        if lock is None:
+            lock = anyio.Lock()
+            self._locks[session_id] = lock
+        return lock
+
+    # --- life -------------------------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Heartbeats, commands from other processes, the janitor's rounds; until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._heartbeat)
+            tasks.start_soon(self._forwarding.serve)
+            tasks.start_soon(self.janitor.serve)
+
+    async def _heartbeat(self) -> None:
+        while True:
+            try:
+                await self._services.store.heartbeat(self._services.server_id)
+            except RookeryError as error:
+                log.warning("heartbeat failed", error=str(error))
+            await anyio.sleep(HEARTBEAT_S)
+
+    async def close(self) -> None:
+        """Interrupt what runs, flush transcripts, end every agent. Bounded."""
+        self._closing = True
+        with anyio.move_on_after(SHUTDOWN_TIMEOUT_S):
+            actors = list(self._actors.values())
+            async with anyio.create_task_group() as tasks:
+                for actor in actors:
+                    tasks.start_soon(actor.leave, Leave.SHUTDOWN)
+            for actor in actors:
+                await actor.stopped.wait()
+
+
+@asynccontextmanager
+async def open_registry(services: Services) -> AsyncIterator[Registry]:
+    """The registry of one server process, for as long as it serves.
+
+    Raises:
+        RookeryError: ``storage_unavailable``.
+    """
+    leases = Leases(services.settings.home, services.server_id, services.clock)
+    with leases.hold():
+        await services.store.register_server(services.server_id)
+        try:
+            async with anyio.create_task_group() as tasks:
+                registry = Registry(services, leases, tasks)
+                await registry.janitor.reconcile()
+                tasks.start_soon(registry.serve)
+                try:
+                    yield registry
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await registry.close()
+                    tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await services.store.remove_server(services.server_id)
+
+
+def _title(prompt: str) -> str:
+    first = next((line.strip() for line in prompt.splitlines() if line.strip()), "")
+    return first if len(first) <= 60 else f"{first[:59]}…"
