@@ -54,7 +54,8 @@ class Forwarding:
         store = self._services.store
         command_id = await store.send_command(session.id, kind, payload)
         with anyio.move_on_after(ANSWER_TIMEOUT_S):
-            while (result := await store.command_result(command_id)) is None:
+            # The other side is another process: nothing here could set an event.
+            while (result := await store.command_result(command_id)) is None:  # noqa: ASYNC110
                 await anyio.sleep(POLL_S)
             if "error" in result:
                 failure = Failure.model_validate(result["error"])

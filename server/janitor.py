@@ -83,7 +83,7 @@ class Janitor:
         turn = await store.turn(session.id, session.turn)
         text = "The server stopped in the midst of this turn. What was done is kept; continue_session carries on."
         await store.append_events(session.id, turn.number, [(EventKind.NOTICE, {"text": text})])
-        said = [event for event in await store.events(session.id, kinds=[EventKind.TEXT], limit=1_000_000)]
+        said = await store.events(session.id, kinds=[EventKind.TEXT], limit=1_000_000)
         words = [str(event.data.get("text", "")) for event in said if event.turn == turn.number]
         ended = turn.model_copy(
             update={

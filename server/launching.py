@@ -13,6 +13,7 @@ from server.gateway import Grant
 from server.models import SessionRecord
 from server.sandboxes.base import Sandbox
 from server.services import Services
+from server.workspaces import fill
 
 CONVERSATION = frozenset({"user", "assistant"})
 """Transcript entries that the CLI needs to find at least one of, to take a conversation up again."""
@@ -86,5 +87,7 @@ async def open_sandbox(services: Services, session: SessionRecord) -> Sandbox:
     if session.sandbox is not None:
         return await services.provider.attach(session.sandbox, spec)
     sandbox = await services.provider.create(spec)
+    if session.workspace is not None:
+        await fill(sandbox, session.workspace, services.settings)
     await services.store.update_session(session.id, sandbox=dict(sandbox.reference))
     return sandbox

@@ -27,6 +27,7 @@ from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
 from server.session import Leave, SessionActor, StartTurn
 from server.views import Deletion
+from server.workspaces import check_source
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +87,9 @@ class Registry(SessionReader):
         settings, clock = self._services.settings, self._services.clock
         session_id, now = clock.session_id(), clock.now()
         policy.offered_tools(request.tools)
+        source = None if request.workspace is None else request.workspace.model_dump(exclude_none=True)
+        if source is not None:
+            check_source(source, settings)
         budget = request.budget_usd or settings.default_budget_usd
         session = SessionRecord(
             id=session_id,
@@ -105,7 +109,7 @@ class Registry(SessionReader):
             sandbox_kind=self._services.provider.name,
             owner=self._services.server_id,
             request_id=request.request_id,
-            workspace=None if request.workspace is None else request.workspace.model_dump(exclude_none=True),
+            workspace=source,
             created_at=now,
             updated_at=now,
         )

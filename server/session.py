@@ -41,7 +41,7 @@ STOP_GRACE_S: Final = 8.0
 """How long the agent may take to end a turn after an interrupt, before its process is ended."""
 
 WAKE_GRACE_S: Final = 1.0
-"""How long after a background task the agent may take to wake from it (measured: 0.04–0.09 s)."""
+"""How long after a background task the agent may take to wake from it (measured: 0.04 to 0.09 s)."""
 
 SETTLE_GRACE_S: Final = 2.0
 """How long after a result the agent may take to call itself idle (measured: 3 ms)."""

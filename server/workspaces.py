@@ -1,0 +1,122 @@
+"""What a new workspace is filled with: files given inline, or a copy of a directory of this host.
+
+A host directory is copied, never mounted, and only from below ``ROOKERY_WORKSPACE_ROOTS``. Links in it are copied as
+links and never followed, so that the copy cannot reach out of the directory.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Final
+
+import anyio.to_thread
+
+from server.errors import ErrorCode, RookeryError
+from server.files import components
+from server.sandboxes.base import Sandbox
+from server.settings import Settings
+
+MAX_INLINE_FILES: Final = 2_000
+MAX_INLINE_BYTES: Final = 16 << 20
+MAX_COPIED_FILES: Final = 200_000
+CHUNK: Final = 1 << 18
+
+
+def check_source(source: Mapping[str, Any], settings: Settings) -> None:
+    """Refuse a workspace source that cannot be served, before a session exists.
+
+    Raises:
+        RookeryError: ``invalid_argument``, naming the remedy.
+    """
+    if "git" in source:
+        raise _invalid("git is not served by this version; clone it yourself and give its path or files")
+    if "files" in source:
+        files: Mapping[str, str] = source["files"]
+        if len(files) > MAX_INLINE_FILES:
+            raise _invalid(f"files holds more than {MAX_INLINE_FILES:,} entries; copy a directory with path instead")
+        if sum(len(content) for content in files.values()) > MAX_INLINE_BYTES:
+            raise _invalid(f"files holds more than {MAX_INLINE_BYTES >> 20} MiB; copy a directory with path instead")
+        for name in files:
+            if not components(name):
+                raise _invalid("files names the workspace itself")
+    if "path" in source:
+        _host_directory(source["path"], settings)
+
+
+async def fill(sandbox: Sandbox, source: Mapping[str, Any], settings: Settings) -> None:
+    """Fill a new sandbox's workspace.
+
+    Raises:
+        RookeryError: ``invalid_argument`` (a source that is gone or too large), what ``unpack`` raises.
+    """
+    with tempfile.TemporaryFile() as archive:
+        await anyio.to_thread.run_sync(_pack, archive, source, settings)
+        archive.seek(0)
+        await sandbox.unpack(_chunks(archive))
+
+
+async def _chunks(archive: IO[bytes]) -> AsyncIterator[bytes]:
+    while chunk := await anyio.to_thread.run_sync(archive.read, CHUNK):
+        yield chunk
+
+
+def _pack(archive: IO[bytes], source: Mapping[str, Any], settings: Settings) -> None:
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        if "files" in source:
+            for name, content in source["files"].items():
+                data = content.encode("utf-8", "surrogateescape")
+                entry = tarfile.TarInfo("/".join(os.fsdecode(part) for part in components(name)))
+                entry.size, entry.mode = len(data), 0o644
+                tar.addfile(entry, io.BytesIO(data))
+        if "path" in source:
+            _pack_directory(tar, _host_directory(source["path"], settings), settings.disk_mb << 20)
+
+
+def _pack_directory(tar: tarfile.TarFile, root: Path, limit: int) -> None:
+    count = size = 0
+    for directory, names, files, descriptor in os.fwalk(root, follow_symlinks=False):
+        below = Path(directory).relative_to(root)
+        for name in sorted([*names, *files]):
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            entry = tarfile.TarInfo(os.fspath(below / name))
+            entry.mode = stat.S_IMODE(status.st_mode) & 0o777
+            entry.mtime = int(status.st_mtime)
+            count += 1
+            size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+            if count > MAX_COPIED_FILES or size > limit:
+                raise _invalid(f"path holds more than {MAX_COPIED_FILES:,} entries or {limit >> 20:,} MiB")
+            if stat.S_ISLNK(status.st_mode):
+                entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(name, dir_fd=descriptor)
+                tar.addfile(entry)
+            elif stat.S_ISDIR(status.st_mode):
+                entry.type = tarfile.DIRTYPE
+                tar.addfile(entry)
+            elif stat.S_ISREG(status.st_mode):
+                opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=descriptor)
+                with os.fdopen(opened, "rb") as file:
+                    entry.size = os.fstat(opened).st_size
+                    tar.addfile(entry, file)
+
+
+def _host_directory(path: str, settings: Settings) -> Path:
+    if not settings.workspace_roots:
+        raise _invalid("path is not allowed: set ROOKERY_WORKSPACE_ROOTS to the directories that may be copied from")
+    if "\x00" in path or not path.startswith("/"):
+        raise _invalid("path must be absolute")
+    real = Path(os.path.realpath(path))
+    roots = [Path(os.path.realpath(root)) for root in settings.workspace_roots]
+    if not any(real == root or root in real.parents for root in roots):
+        raise _invalid("path lies outside of ROOKERY_WORKSPACE_ROOTS")
+    if not real.is_dir():
+        raise _invalid("path is not a directory of this host")
+    return real
+
+
+def _invalid(what: str) -> RookeryError:
+    return RookeryError(ErrorCode.INVALID_ARGUMENT, f"workspace: {what}.")
