@@ -1,0 +1,76 @@
+"""A session's append-only log of events: numbered 1, 2, 3 … without gaps, whoever writes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from server.models import Event, EventKind
+from server.store.room import Room, not_found, record
+from server.store.tables import counters, events
+
+Entry = tuple[EventKind, dict[str, Any]]
+
+_NUMBER = (
+    update(counters)
+    .where(counters.c.session_id == bindparam("key"))
+    .values(last_seq=counters.c.last_seq + bindparam("count"))
+    .returning(counters.c.last_seq)
+)
+
+_INSERT = insert(events)
+
+
+class Events(Room):
+    """Appending to the logs of sessions, and reading them."""
+
+    async def append_events(self, session_id: str, turn: int, entries: Sequence[Entry]) -> list[Event]:
+        """Append entries in their order, in one transaction.
+
+        Raises:
+            RookeryError: ``session_not_found``, ``storage_unavailable``.
+        """
+        if not entries:
+            return []
+        added = await self._database.write(append, session_id, turn, entries, self._now())
+        self._changed(session_id)
+        return added
+
+    async def events(
+        self, session_id: str, *, after: int = 0, limit: int = 100, kinds: Collection[EventKind] | None = None
+    ) -> list[Event]:
+        """At most ``limit`` events with a sequence number above ``after``, oldest first."""
+        query = select(events).where(events.c.session_id == session_id, events.c.seq > after)
+        if kinds is not None:
+            query = query.where(events.c.kind.in_(sorted(kinds)))
+        query = query.order_by(events.c.seq).limit(limit)
+
+        def body(connection: Connection) -> list[Event]:
+            return [record(Event, row) for row in connection.execute(query)]
+
+        return await self._database.read(body)
+
+    async def last_seq(self, session_id: str) -> int:
+        """Sequence number of the latest event; 0 when there is none, or no such session."""
+        query = select(counters.c.last_seq).where(counters.c.session_id == session_id)
+        return await self._database.read(lambda connection: connection.execute(query).scalar() or 0)
+
+
+def append(connection: Connection, session_id: str, turn: int, entries: Sequence[Entry], at: datetime) -> list[Event]:
+    """Append inside a transaction. The counter's row is the lock that keeps the numbers without gaps.
+
+    Raises:
+        RookeryError: ``session_not_found``.
+    """
+    last = connection.execute(_NUMBER, {"key": session_id, "count": len(entries)}).scalar()
+    if last is None:
+        raise not_found()
+    added = [
+        Event(session_id=session_id, seq=seq, at=at, turn=turn, kind=kind, data=data)
+        for seq, (kind, data) in enumerate(entries, start=last - len(entries) + 1)
+    ]
+    connection.execute(_INSERT, [dict(event) for event in added])
+    return added

@@ -1,0 +1,122 @@
+"""The ledger of model requests, and the running sums that answers are read from.
+
+Entry and sums change in one transaction, so the sums are always those of the ledger. Neither is ever deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, case, func, or_, select
+
+from server.models import NANO_USD, Cost, LedgerEntry
+from server.store.database import insert
+from server.store.room import Room
+from server.store.tables import cost_totals, ledger
+
+SUMS: Final = (
+    "nano_usd",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "requests",
+    "failures",
+    "unpriced_requests",
+)
+
+_TOKENS: Final = (
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "server_tool_requests",
+)
+
+
+class Ledger(Room):
+    """Writing model requests, and their sums by session, turn and tree."""
+
+    async def record_request(self, entry: LedgerEntry) -> None:
+        """Write one model request. An id that was written before changes nothing, so a retry is harmless.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        if await self._database.write(_record, entry):
+            self._changed(entry.session_id)
+
+    async def cost(self, session_id: str) -> Cost:
+        """What a session has cost, its turns together; zero for one without requests."""
+        return await self._sum(totals(cost_totals.c.session_id == session_id))
+
+    async def tree_cost(self, root_id: str) -> Cost:
+        """What a root session and all that descends from it have cost."""
+        return await self._sum(totals(cost_totals.c.root_id == root_id))
+
+    async def turn_cost(self, session_id: str, turn: int) -> Cost:
+        """What one turn has cost."""
+        failed = case((_failed(), 1), else_=0)
+        query = select(
+            *(func.coalesce(func.sum(ledger.c[name]), 0).label(name) for name in SUMS[:5]),
+            func.count().label("requests"),
+            func.coalesce(func.sum(failed), 0).label("failures"),
+            (func.count() - func.count(ledger.c.nano_usd)).label("unpriced_requests"),
+        ).where(ledger.c.session_id == session_id, ledger.c.turn == turn)
+        return await self._sum(query)
+
+    async def _sum(self, query: Select[Any]) -> Cost:
+        return await self._database.read(lambda connection: cost_of(connection.execute(query).one()))
+
+
+def totals(*where: ColumnElement[bool], by: Iterable[ColumnElement[Any]] = ()) -> Select[Any]:
+    """The sums of the running totals that fit, one row for each group in ``by``."""
+    groups = tuple(by)
+    sums = (func.coalesce(func.sum(cost_totals.c[name]), 0).label(name) for name in SUMS)
+    return select(*groups, *sums).where(*where).group_by(*groups)
+
+
+def cost_of(row: Row[Any]) -> Cost:
+    """The cost in a row that holds :data:`SUMS`. Postgres sums big integers to decimals."""
+    sums = {name: int(row._mapping[name]) for name in SUMS}
+    return Cost(usd=sums.pop("nano_usd") / NANO_USD, **sums)
+
+
+def _failed() -> ColumnElement[bool]:
+    return or_(ledger.c.status == 0, ledger.c.status >= 400, ledger.c.error.is_not(None))
+
+
+def _record(connection: Connection, entry: LedgerEntry) -> bool:
+    values = {name: value for name, value in dict(entry).items() if name != "usage"}
+    values |= {name: getattr(entry.usage, name) for name in _TOKENS}
+    written = insert(connection, ledger).values(values).on_conflict_do_nothing(index_elements=["id"])
+    if connection.execute(written.returning(ledger.c.id)).first() is None:
+        return False
+    added = {
+        "nano_usd": entry.nano_usd or 0,
+        "input_tokens": entry.usage.input_tokens,
+        "output_tokens": entry.usage.output_tokens,
+        "cache_read_tokens": entry.usage.cache_read_tokens,
+        "cache_write_tokens": entry.usage.cache_write_tokens,
+        "requests": 1,
+        "failures": int(entry.status == 0 or entry.status >= 400 or entry.error is not None),
+        "unpriced_requests": int(entry.nano_usd is None),
+    }
+    group = {
+        "session_id": entry.session_id,
+        "model": entry.model,
+        "day": entry.started_at.astimezone(UTC).date().isoformat(),
+        "principal": entry.principal,
+        "root_id": entry.root_id,
+    }
+    statement = insert(connection, cost_totals).values(group | added)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["session_id", "model", "day"],
+            set_={name: cost_totals.c[name] + statement.excluded[name] for name in SUMS},
+        )
+    )
+    return True

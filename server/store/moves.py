@@ -1,0 +1,111 @@
+"""The one way a session changes its state: a compare-and-set UPDATE with its event, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, update
+
+from server.errors import ErrorCode, RookeryError
+from server.models import TRANSITIONS, EventKind, SessionRecord, SessionState
+from server.store.events import append
+from server.store.room import Fields, session_row
+from server.store.tables import sessions
+
+MUTABLE: Final = frozenset(
+    {
+        "title",
+        "model",
+        "system_prompt",
+        "policy",
+        "tools",
+        "max_turns",
+        "output_schema",
+        "budget_nano_usd",
+        "workspace",
+        "sandbox_kind",
+        "sandbox",
+        "owner",
+        "resident",
+        "ended_at",
+    }
+)
+"""Fields of a session that may change; who it is, whose it is and where it came from never do."""
+
+
+def move(
+    connection: Connection,
+    session_id: str,
+    to: SessionState,
+    *,
+    at: datetime,
+    expect: Collection[SessionState] | None = None,
+    data: Mapping[str, Any] | None = None,
+    fields: Fields | None = None,
+) -> SessionRecord:
+    """Move the session to ``to`` from a state that allows it, and log the move.
+
+    Raises:
+        RookeryError: ``session_not_found``, ``session_ended``, ``session_busy``.
+    """
+    session = session_row(connection, session_id, lock=True)
+    if to not in TRANSITIONS[session.state] or (expect is not None and session.state not in expect):
+        raise refusal(session)
+    return apply(connection, session, to, at=at, data=data, fields=fields)
+
+
+def apply(
+    connection: Connection,
+    session: SessionRecord,
+    to: SessionState,
+    *,
+    at: datetime,
+    data: Mapping[str, Any] | None = None,
+    fields: Fields | None = None,
+    turn: int | None = None,
+) -> SessionRecord:
+    """Move a session that was read under lock in this transaction; the UPDATE still insists on the state it had.
+
+    The event STATE holds ``from``, ``to`` and what ``data`` says; ``turn`` is the number of a turn that begins.
+    """
+    changes = checked(fields or {}) | {"state": to, "updated_at": at}
+    if turn is not None:
+        changes["turn"] = turn
+    if to.is_terminal and session.ended_at is None:
+        changes.setdefault("ended_at", at)
+    moved = connection.execute(
+        update(sessions).where(sessions.c.id == session.id, sessions.c.state == session.state).values(changes)
+    )
+    if moved.rowcount != 1:
+        raise refusal(session)
+    record = session.model_copy(update=changes)
+    entry = {**(data or {}), "from": session.state, "to": to}
+    append(connection, session.id, record.turn, [(EventKind.STATE, entry)], at)
+    return record
+
+
+def checked(fields: Fields) -> dict[str, Any]:
+    """The fields, if all of them may change."""
+    unknown = set(fields) - MUTABLE
+    if unknown:
+        raise TypeError(f"no mutable fields of a session: {', '.join(sorted(unknown))}")
+    return dict(fields)
+
+
+def refusal(session: SessionRecord) -> RookeryError:
+    """Why a session in this state does not do what was asked."""
+    if session.state.is_terminal:
+        return RookeryError(
+            ErrorCode.SESSION_ENDED,
+            f"The session has {session.state.value}. Its transcript, files and costs can still be read; "
+            "fork_session or spawn_agent goes on from here.",
+        )
+    if session.state.is_busy:
+        return RookeryError(
+            ErrorCode.SESSION_BUSY,
+            f"The session is {session.state.value}. Wait for it with wait_for_sessions, or stop it with "
+            "interrupt_session.",
+        )
+    return RookeryError(ErrorCode.SESSION_BUSY, "The session just went idle. Look at it again and repeat the call.")

@@ -1,0 +1,268 @@
+"""All tables. What the migrations build must equal this, which a test holds (tests/unit/store/test_schema.py).
+
+Everything that belongs to a session goes when its row goes, except ``ledger`` and ``cost_totals``: money is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from server.store.columns import Json, UtcTime, Words
+
+SCHEMA_REVISION: Final = "0001"
+"""The newest migration. A store of this revision is opened without importing Alembic."""
+
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _session_key() -> Column[str]:
+    return Column("session_id", String, ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True)
+
+
+def _session_reference() -> Column[str]:
+    return Column("session_id", String, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False)
+
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("principal", Words, nullable=False),
+    Column("root_id", String, nullable=False),
+    Column("parent_id", String),
+    Column("forked_from", String),
+    Column("title", Words, nullable=False),
+    Column("labels", Json, nullable=False),
+    Column("state", String, nullable=False),
+    Column("turn", Integer, nullable=False),
+    Column("model", Words),
+    Column("system_prompt", Words),
+    Column("policy", Words, nullable=False),
+    Column("tools", Json),
+    Column("max_turns", Integer),
+    Column("output_schema", Json),
+    Column("budget_nano_usd", BigInteger),
+    Column("workspace", Json),
+    Column("sandbox_kind", String, nullable=False),
+    Column("sandbox", Json),
+    Column("owner", String),
+    Column("resident", Boolean, nullable=False),
+    Column("request_id", String),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime),
+    UniqueConstraint("principal", "request_id"),
+    Index(None, "principal", "created_at", "id"),
+    Index(None, "owner"),
+    Index(None, "state"),
+    Index(None, "parent_id"),
+    Index(None, "ended_at"),
+)
+
+counters = Table(
+    "counters",
+    metadata,
+    _session_key(),
+    Column("last_seq", BigInteger, nullable=False, default=0),
+    Column("transcript_length", BigInteger, nullable=False, default=0),
+    Column("transcript_bytes", BigInteger, nullable=False, default=0),
+)
+"""What grows with every event and transcript entry, apart from the wide session row."""
+
+session_labels = Table(
+    "session_labels",
+    metadata,
+    _session_key(),
+    Column("key", Words, primary_key=True),
+    Column("value", Words, nullable=False),
+    Index(None, "key", "value"),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    _session_key(),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("origin", String, nullable=False),
+    Column("prompt", Words, nullable=False),
+    Column("request_id", String),
+    Column("stop_reason", String),
+    Column("text", Words, nullable=False),
+    Column("structured_output", Json),
+    Column("error", Json),
+    Column("denials", Integer, nullable=False),
+    Column("changed_files", Json, nullable=False),
+    Column("checkpoint_id", String),
+    Column("end_checkpoint_id", String),
+    Column("sdk_cost_usd", Float),
+    Column("started_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime),
+    UniqueConstraint("session_id", "request_id"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    _session_key(),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", UtcTime, nullable=False),
+    Column("turn", Integer, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("data", Json, nullable=False),
+)
+
+transcript_entries = Table(
+    "transcript_entries",
+    metadata,
+    _session_key(),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("subpath", String, nullable=False),
+    Column("uuid", Words),
+    Column("size", Integer, nullable=False),
+    Column("entry", Text, nullable=False),
+    UniqueConstraint("session_id", "subpath", "uuid"),
+    Index(None, "session_id", "subpath", "position"),
+)
+"""The CLI's own transcript. ``position`` counts over main and subagent transcripts together, so that one number
+cuts all of them at the same moment. ``subpath`` is empty for the main one; ``entry`` is JSON as it came."""
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("principal", Words, nullable=False),
+    Column("session_id", String, nullable=False),
+    Column("root_id", String, nullable=False),
+    Column("turn", Integer, nullable=False),
+    Column("model", Words, nullable=False),
+    Column("upstream_request_id", Words),
+    Column("status", Integer, nullable=False),
+    Column("complete", Boolean, nullable=False),
+    Column("error", Words),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cache_read_tokens", BigInteger, nullable=False),
+    Column("cache_write_tokens", BigInteger, nullable=False),
+    Column("cache_write_1h_tokens", BigInteger, nullable=False),
+    Column("server_tool_requests", BigInteger, nullable=False),
+    Column("estimated", Boolean, nullable=False),
+    Column("nano_usd", BigInteger),
+    Column("price_source", Words),
+    Column("started_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime, nullable=False),
+    Index(None, "session_id", "turn"),
+)
+
+cost_totals = Table(
+    "cost_totals",
+    metadata,
+    Column("session_id", String, primary_key=True),
+    Column("model", Words, primary_key=True),
+    Column("day", String, primary_key=True),
+    Column("principal", Words, nullable=False),
+    Column("root_id", String, nullable=False),
+    Column("nano_usd", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cache_read_tokens", BigInteger, nullable=False),
+    Column("cache_write_tokens", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("failures", BigInteger, nullable=False),
+    Column("unpriced_requests", BigInteger, nullable=False),
+    Index(None, "principal"),
+    Index(None, "root_id"),
+)
+"""Running sums of the ledger by session, model and UTC day (``2026-11-23``) of the request's start."""
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("id", String, primary_key=True),
+    _session_reference(),
+    Column("principal", Words, nullable=False),
+    Column("turn", Integer, nullable=False),
+    Column("tool_use_id", Words, nullable=False),
+    Column("tool", Words, nullable=False),
+    Column("input_digest", String, nullable=False),
+    Column("summary", Words, nullable=False),
+    Column("input", Json, nullable=False),
+    Column("rule", Words, nullable=False),
+    Column("status", String, nullable=False),
+    Column("note", Words, nullable=False),
+    Column("decided_by", Words),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("decided_at", UtcTime),
+    Index(None, "principal", "status"),
+    Index(None, "session_id"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("id", String, primary_key=True),
+    _session_reference(),
+    Column("principal", Words, nullable=False),
+    Column("turn", Integer, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("label", Words, nullable=False),
+    Column("tree", String, nullable=False),
+    Column("files", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("transcript_length", BigInteger, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Index(None, "session_id", "created_at"),
+)
+
+servers = Table(
+    "servers",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("pid", Integer, nullable=False),
+    Column("host", Words, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("heartbeat_at", UtcTime, nullable=False),
+)
+
+commands = Table(
+    "commands",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False),
+    Column("session_id", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("payload", Json, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("taken_by", String),
+    Column("taken_at", UtcTime),
+    Column("finished_at", UtcTime),
+    Column("result", Json),
+    UniqueConstraint("id"),
+    Index(None, "session_id", "finished_at"),
+    sqlite_autoincrement=True,
+)
+"""Inbox of sessions that another process owns; ``number`` is the order in which they were sent. Not bound to the
+session's row, because the answer to "delete this session" must outlive it."""

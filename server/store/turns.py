@@ -1,0 +1,160 @@
+"""Turns: beginning one exactly once, and ending it together with the session's state."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from server.errors import ErrorCode, RookeryError
+from server.models import TRANSITIONS, EventKind, SessionState, TurnRecord
+from server.models import SessionRecord as Session
+from server.store import moves
+from server.store.events import append
+from server.store.room import Fields, Room, changed_one, columns, not_found, record, session_row
+from server.store.sessions import started_data
+from server.store.tables import servers, turns
+
+
+class Turns(Room):
+    """The turns of sessions."""
+
+    async def begin_turn(
+        self, session_id: str, turn: TurnRecord, *, owner: str | None = None, budget_nano_usd: int | None = None
+    ) -> tuple[TurnRecord, bool]:
+        """Start the next turn of an idle session: ``idle → running``, its row, and the events STATE and TURN_STARTED.
+
+        A ``request_id`` that this session has seen changes nothing, whatever state it is in.
+
+        Args:
+            session_id: the session.
+            turn: what to write; its session and number are set here.
+            owner: the server that runs the turn. It gets the lease, unless the agent process of this session lives
+                in another server that is registered.
+            budget_nano_usd: new total cap of the session; None leaves the cap as it is.
+
+        Returns:
+            The turn, and whether it is new.
+
+        Raises:
+            RookeryError: ``session_not_found``; ``session_busy`` while a turn runs or another server holds the
+                session; ``session_ended``.
+        """
+        begun, is_new = await self._database.write(_begin, session_id, turn, owner, budget_nano_usd, self._now())
+        if is_new:
+            self._changed(session_id)
+        return begun, is_new
+
+    async def end_turn(self, turn: TurnRecord, *, to: SessionState, **session_fields: Any) -> Session:
+        """Write the turn's end, TURN_ENDED, and the session's move to ``to`` with STATE, in one transaction.
+
+        ``ended_at`` is set to now when the turn has none.
+
+        Raises:
+            RookeryError: ``session_not_found``; ``session_busy`` or ``session_ended`` when this turn is no longer
+                the one that runs, for instance because the janitor ended it.
+        """
+        ended = await self._database.write(_end, turn, to, session_fields, self._now())
+        self._changed(turn.session_id)
+        return ended
+
+    async def update_turn(self, session_id: str, number: int, **fields: Any) -> None:
+        """Set fields of a turn that runs, such as its ``checkpoint_id``.
+
+        Raises:
+            RookeryError: ``session_not_found`` when the session, or the turn in it, does not exist.
+        """
+        fixed = {"session_id", "number", "origin", "prompt", "request_id", "started_at"} & set(fields)
+        if fixed:
+            raise TypeError(f"no mutable fields of a turn: {', '.join(sorted(fixed))}")
+        query = update(turns).where(turns.c.session_id == session_id, turns.c.number == number).values(fields)
+        if not await self._database.write(changed_one, query):
+            raise not_found()
+        self._changed(session_id)
+
+    async def turn(self, session_id: str, number: int) -> TurnRecord:
+        """One turn.
+
+        Raises:
+            RookeryError: ``session_not_found`` when the session, or the turn in it, does not exist.
+        """
+        query = select(turns).where(turns.c.session_id == session_id, turns.c.number == number)
+
+        def body(connection: Connection) -> TurnRecord:
+            row = connection.execute(query).first()
+            if row is None:
+                raise not_found()
+            return record(TurnRecord, row)
+
+        return await self._database.read(body)
+
+    async def turns(self, session_id: str) -> list[TurnRecord]:
+        """All turns of a session, oldest first."""
+        query = select(turns).where(turns.c.session_id == session_id).order_by(turns.c.number)
+        return await self._database.read(
+            lambda connection: [record(TurnRecord, row) for row in connection.execute(query)]
+        )
+
+
+def _begin(
+    connection: Connection,
+    session_id: str,
+    turn: TurnRecord,
+    owner: str | None,
+    budget_nano_usd: int | None,
+    at: datetime,
+) -> tuple[TurnRecord, bool]:
+    session = session_row(connection, session_id, lock=True)
+    if turn.request_id is not None:
+        seen = connection.execute(
+            select(turns).where(turns.c.session_id == session_id, turns.c.request_id == turn.request_id)
+        ).first()
+        if seen is not None:
+            return record(TurnRecord, seen), False
+    if session.state is not SessionState.IDLE:
+        raise moves.refusal(session)
+    changes: dict[str, Any] = {}
+    if owner is not None:
+        if session.owner not in (None, owner) and session.resident and _is_registered(connection, session.owner):
+            raise RookeryError(
+                ErrorCode.SESSION_BUSY, "Another Rookery server holds this session. Try again in a moment."
+            )
+        changes["owner"] = owner
+    if budget_nano_usd is not None:
+        changes["budget_nano_usd"] = budget_nano_usd
+    begun = turn.model_copy(update={"session_id": session_id, "number": session.turn + 1})
+    moves.apply(connection, session, SessionState.RUNNING, at=at, fields=changes, turn=begun.number)
+    connection.execute(insert(turns).values(columns(begun)))
+    append(connection, session_id, begun.number, [(EventKind.TURN_STARTED, started_data(begun))], at)
+    return begun, True
+
+
+def _is_registered(connection: Connection, server_id: str | None) -> bool:
+    return connection.execute(select(servers.c.id).where(servers.c.id == server_id)).first() is not None
+
+
+def _end(connection: Connection, turn: TurnRecord, to: SessionState, fields: Fields, at: datetime) -> Session:
+    session = session_row(connection, turn.session_id, lock=True)
+    if to not in TRANSITIONS[session.state] or session.turn != turn.number:
+        raise moves.refusal(session)
+    ended = turn if turn.ended_at is not None else turn.model_copy(update={"ended_at": at})
+    values = columns(ended)
+    for fixed in ("session_id", "number", "origin", "prompt", "request_id", "started_at"):
+        del values[fixed]
+    open_turn = (turns.c.session_id == turn.session_id, turns.c.number == turn.number, turns.c.ended_at.is_(None))
+    if connection.execute(update(turns).where(*open_turn).values(values)).rowcount != 1:
+        raise moves.refusal(session)
+    append(connection, turn.session_id, turn.number, [(EventKind.TURN_ENDED, _ended_data(ended))], at)
+    return moves.apply(connection, session, to, at=at, fields=fields)
+
+
+def _ended_data(turn: TurnRecord) -> dict[str, Any]:
+    """What the event TURN_ENDED says: ``number``, ``stop_reason``, ``error``, ``denials`` and ``changed_files``."""
+    return {
+        "number": turn.number,
+        "stop_reason": turn.stop_reason,
+        "error": None if turn.error is None else turn.error.model_dump(mode="json"),
+        "denials": turn.denials,
+        "changed_files": list(turn.changed_files),
+    }
