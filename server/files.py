@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,7 +87,7 @@ def _unescape(part: str) -> bytes:
             index += 4
         else:
             raise ValueError("unknown escape")
-    if out in (b"", b".", b"..") or b"/" in out or b"\x00" in out:
+    if bytes(out) in (b"", b".", b"..") or b"/" in out or b"\x00" in out:
         raise ValueError("not a name")
     return bytes(out)
 
@@ -108,6 +108,27 @@ def opened_directory(root: Path, parts: tuple[bytes, ...]) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def workspace_links(root: Path) -> Callable[[str], str | None]:
+    """Look up symbolic links of the workspace as the sandbox sees them: absolute path → the link's text, or None.
+
+    Only paths below ``/workspace`` can be looked at from the host; every other path reads as no link.
+    """
+
+    def look(path: str) -> str | None:
+        if not path.startswith(f"{WORKSPACE}/"):
+            return None
+        parts = [os.fsencode(part) for part in path[len(WORKSPACE) + 1 :].split("/") if part not in ("", ".")]
+        if not parts or b".." in parts:
+            return None
+        try:
+            with opened_directory(root, tuple(parts[:-1])) as parent:
+                return os.fsdecode(os.readlink(parts[-1], dir_fd=parent))
+        except (OSError, ValueError):
+            return None
+
+    return look
 
 
 async def list_files(session_id: str, root: Path, path: str, *, depth: int, limit: int) -> FileListing:

@@ -59,10 +59,15 @@ class Janitor:
             self._leases.forget(server_id)
         return mended
 
-    async def reconcile_session(self, session: SessionRecord) -> bool:
-        """Mend one session that says it is at work or resident, and whose process is gone; whether it was so."""
+    async def reconcile_session(self, session: SessionRecord, *, asleep_too: bool = False) -> bool:
+        """Mend one session that says it is at work or resident, and whose process is gone; whether it was so.
+
+        One that sleeps over an approval has no process and is left alone, unless ``asleep_too`` (it is interrupted).
+        """
         store = self._services.store
         if session.id in self._resident or session.state.is_terminal:
+            return False
+        if session.state is SessionState.AWAITING_APPROVAL and session.owner is None and not asleep_too:
             return False
         if session.owner not in (None, self._services.server_id):
             servers = {server.id: server for server in await store.servers()}
@@ -92,6 +97,7 @@ class Janitor:
                 "ended_at": self._services.clock.now(),
             }
         )
+        await store.expire_approvals(session.id)
         await store.end_turn(ended, to=SessionState.IDLE)
 
     async def prune(self) -> int:

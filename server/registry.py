@@ -17,11 +17,12 @@ import structlog
 from anyio.abc import TaskGroup
 
 from policies import Policy
+from server.answering import Answering
 from server.errors import ErrorCode, RookeryError
 from server.forwarding import Forwarding
 from server.janitor import Janitor
 from server.leases import HEARTBEAT_S, Leases
-from server.models import NANO_USD, SessionRecord, SessionState, TurnRecord
+from server.models import NANO_USD, ApprovalRecord, SessionRecord, SessionState, TurnRecord
 from server.reading import SessionReader
 from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
@@ -36,6 +37,9 @@ LEAVE_TIMEOUT_S: Final = 40.0
 
 SHUTDOWN_TIMEOUT_S: Final = 10.0
 """Longest time all actors together get when the server stops; the janitor of the next start mends the rest."""
+
+EXPIRY_S: Final = 5.0
+"""How often approvals are looked at whose time may be over."""
 
 INTERRUPT_TIMEOUT_S: Final = 15.0
 """Longest wait for an interrupted turn to be over."""
@@ -53,6 +57,7 @@ class Registry(SessionReader):
         self._closing = False
         self.janitor = Janitor(services, leases, self._actors)
         self._forwarding = Forwarding(services, leases, self._serve_command)
+        self._answering = Answering(services, self._resume)
 
     # --- starting ---------------------------------------------------------------------------------------------
 
@@ -172,16 +177,21 @@ class Registry(SessionReader):
             )
         return round(budget_usd * NANO_USD)
 
-    def _start_actor(self, session: SessionRecord, policy: Policy, turn: TurnRecord) -> SessionActor:
-        actor = SessionActor(self._services, session, policy)
+    def _start_actor(
+        self, session: SessionRecord, policy: Policy, turn: TurnRecord, *, resumed: bool = False
+    ) -> SessionActor:
+        actor = SessionActor(self._services, session, policy, self._changes)
         self._actors[session.id] = actor
 
         async def live() -> None:
             try:
-                await actor.run(StartTurn(turn))
+                await actor.run(StartTurn(turn, resumed))
             finally:
                 if self._actors.get(session.id) is actor:
                     del self._actors[session.id]
+            # An answer may have come between the moment the call was put off and the agent's sleep.
+            if not self._closing:
+                await self._wake_answered(session.id)
 
         self._tasks.start_soon(live, name=f"session {session.id}")
         return actor
@@ -222,7 +232,7 @@ class Registry(SessionReader):
             return
         actor = self._actors.get(session_id)
         if actor is None:
-            await self.janitor.reconcile_session(session)
+            await self.janitor.reconcile_session(session, asleep_too=True)
             return
         await actor.stop_turn()
         with anyio.move_on_after(INTERRUPT_TIMEOUT_S):
@@ -258,11 +268,45 @@ class Registry(SessionReader):
             with anyio.move_on_after(LEAVE_TIMEOUT_S):
                 await actor.stopped.wait()
         else:
-            await self.janitor.reconcile_session(session)
+            await self.janitor.reconcile_session(session, asleep_too=True)
         current = await store.session(session.principal, session.id)
         if current.state is not SessionState.ENDED:
             now = self._services.clock.now()
             await store.move(session.id, SessionState.ENDED, ended_at=now, owner=None, resident=False)
+
+    # --- approvals --------------------------------------------------------------------------------------------
+
+    async def list_approvals(self, principal: str, session_id: str | None = None) -> list[ApprovalRecord]:
+        """The principal's open questions, oldest first.
+
+        Raises:
+            RookeryError: ``session_not_found``.
+        """
+        return await self._answering.pending(principal, session_id)
+
+    async def answer_approval(
+        self, principal: str, approval_id: str, *, allow: bool, note: str = "", by: str | None = None
+    ) -> ApprovalRecord:
+        """Answer a question, once; a session that sleeps over it is woken and the very call goes on.
+
+        Raises:
+            RookeryError: ``approval_not_found``, ``approval_expired``, ``invalid_argument``.
+        """
+        approval = await self._answering.answer(principal, approval_id, allow=allow, note=note, by=by or principal)
+        if approval.session_id not in self._actors:
+            await self._wake_answered(approval.session_id)
+        return approval
+
+    async def _wake_answered(self, session_id: str) -> None:
+        async with self._lock(session_id):
+            try:
+                await self._answering.resume_if_answered(session_id)
+            except RookeryError as error:
+                if error.code is not ErrorCode.SESSION_NOT_FOUND:
+                    log.warning("session could not be woken by its answer", session_id=session_id, error=str(error))
+
+    async def _resume(self, session: SessionRecord, turn: TurnRecord) -> None:
+        self._start_actor(session, self._services.policy(session.policy), turn, resumed=True)
 
     async def prune(self) -> int:
         """Delete ended sessions whose retention is over; how many."""
@@ -300,6 +344,7 @@ class Registry(SessionReader):
             tasks.start_soon(self._heartbeat)
             tasks.start_soon(self._forwarding.serve)
             tasks.start_soon(self.janitor.serve)
+            tasks.start_soon(self._expire)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -308,6 +353,14 @@ class Registry(SessionReader):
             except RookeryError as error:
                 log.warning("heartbeat failed", error=str(error))
             await anyio.sleep(HEARTBEAT_S)
+
+    async def _expire(self) -> None:
+        while True:
+            await anyio.sleep(EXPIRY_S)
+            try:
+                await self._answering.expire()
+            except RookeryError as error:
+                log.warning("approvals could not be expired", error=str(error))
 
     async def close(self) -> None:
         """Interrupt what runs, flush transcripts, end every agent. Bounded."""

@@ -23,11 +23,12 @@ from server.agent.agent import Agent
 from server.agent.permissions import PermissionGate
 from server.agent.transport import AgentProtocolError
 from server.authority import SessionAuthority
+from server.changes import Changes
 from server.conclusions import Circumstances, conclude
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Grant, classify
 from server.launching import Launch
-from server.models import EventKind, SessionRecord, SessionState, TurnOrigin, TurnRecord
+from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.services import Services
 from server.snapshots import Snapshots
 from server.turns import Entry, TurnTracker
@@ -63,6 +64,8 @@ class StartTurn:
     """Run this turn, whose row is already in the store."""
 
     turn: TurnRecord
+    resumed: bool = False
+    """The turn was put off for an approval: the agent takes it up by itself, without a prompt."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class OpenTurn:
     """The turn under way and what the host did to it."""
 
     record: TurnRecord
+    resumed: bool = False
     message_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     prompted: bool = False
     interrupted: bool = False
@@ -108,13 +112,13 @@ class OpenTurn:
 class SessionActor:
     """Owns one session's agent. Make it, start ``run`` in the registry's task group, send it items."""
 
-    def __init__(self, services: Services, session: SessionRecord, policy: Policy) -> None:
+    def __init__(self, services: Services, session: SessionRecord, policy: Policy, changes: Changes) -> None:
         self.session = session
         self._services = services
         self._policy = policy
         self._send, self._receive = anyio.create_memory_object_stream[Item](INBOX_SIZE)
         self._tracker = TurnTracker()
-        self._authority = SessionAuthority(services.store, session, policy)
+        self._authority = SessionAuthority(services, session, policy, changes)
         self._snapshots = Snapshots(services, session)
         self._agent: Agent | None = None
         self._grant: Grant | None = None
@@ -163,7 +167,7 @@ class SessionActor:
 
     async def run(self, first: StartTurn) -> None:
         """Live: start the agent, run turns, leave. Never raises; all ends are written to the store."""
-        self._turn = OpenTurn(first.turn)
+        self._turn = OpenTurn(first.turn, resumed=first.resumed)
         try:
             async with anyio.create_task_group() as tasks:
                 try:
@@ -228,6 +232,7 @@ class SessionActor:
         finally:
             self.placed.set()
         self._snapshots.attach(sandbox)
+        self._authority.look_at(sandbox.workspace)
         stack.push_async_callback(_stop_bounded, sandbox.stop)
         self._grant = launch.grant(stack)
         gate = PermissionGate(self._authority, hot_s=self._services.settings.approval_hot_s)
@@ -322,12 +327,13 @@ class SessionActor:
         if turn is None:
             return True
         answered = message.user_message_uuids
-        return turn.record.origin is TurnOrigin.PROMPT and bool(answered) and turn.message_id not in (answered or ())
+        expects = turn.record.origin is TurnOrigin.PROMPT and not turn.resumed
+        return expects and bool(answered) and turn.message_id not in (answered or ())
 
     # --- turns ------------------------------------------------------------------------------------------------
 
     async def _checkpoint_start(self) -> None:
-        if self._turn is not None:
+        if self._turn is not None and not self._turn.resumed:
             self._turn.record = await self._snapshots.start_of(self._turn.record)
 
     async def _begin(self) -> None:
@@ -340,6 +346,9 @@ class SessionActor:
             self.session = await self._services.store.move(self.session.id, SessionState.RUNNING)
         if turn.interrupted:
             await self._finish()
+            return
+        if turn.resumed:
+            turn.prompted = True
             return
         try:
             await agent.prompt(turn.record.prompt, turn.message_id)
@@ -420,15 +429,18 @@ class SessionActor:
             }
         )
         record = await self._snapshots.end_of(record)
-        self.session = await self._write_end(record)
+        waits = ending.stop_reason is StopReason.AWAITING_APPROVAL
+        self.session = await self._write_end(record, SessionState.AWAITING_APPROVAL if waits else self._rest)
         self._turn = None
+        if waits:
+            self._leaving = self._leaving or Leave.HIBERNATE
         self._idle_since = anyio.current_time()
 
-    async def _write_end(self, record: TurnRecord) -> SessionRecord:
+    async def _write_end(self, record: TurnRecord, to: SessionState) -> SessionRecord:
         """One transaction for the turn and the state; tried again while the store is unavailable."""
         for attempt in range(SETTLE_ATTEMPTS):
             try:
-                return await self._services.store.end_turn(record, to=self._rest)
+                return await self._services.store.end_turn(record, to=to)
             except RookeryError as error:
                 if error.code is not ErrorCode.STORAGE_UNAVAILABLE or attempt == SETTLE_ATTEMPTS - 1:
                     raise

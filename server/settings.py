@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     turn_timeout_s: float = Field(default=3600, gt=0, le=86_400, description="longest turn")
     background_s: float = Field(default=30, ge=0, le=3600, description="how long background tasks may outlive a turn")
     approval_hot_s: float = Field(default=60, ge=0, le=3600, description="how long an approval keeps its agent alive")
+    approval_ttl_s: float = Field(default=86_400, gt=0, le=2_592_000, description="an approval expires to deny after")
     idle_s: float = Field(default=300, gt=0, le=86_400, description="an idle session gives up its process after this")
     max_sessions: int = Field(default=32, ge=1, le=10_000, description="sessions that may be at work at once")
     max_wait_s: float = Field(default=50, gt=0, le=3600, description="longest wait inside one tool call")
