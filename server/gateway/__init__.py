@@ -1,0 +1,19 @@
+"""The model gateway: what the rest of the house uses of it."""
+
+from server.gateway.failures import classify
+from server.gateway.gateway import Gateway
+from server.gateway.grants import Grant, UpstreamFailure
+from server.gateway.prices import PriceBook
+from server.gateway.recorder import LedgerWriter
+from server.gateway.upstream import Upstream, anthropic_upstream
+
+__all__ = [
+    "Gateway",
+    "Grant",
+    "LedgerWriter",
+    "PriceBook",
+    "Upstream",
+    "UpstreamFailure",
+    "anthropic_upstream",
+    "classify",
+]

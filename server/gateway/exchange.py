@@ -1,0 +1,253 @@
+"""One request of a sandbox from its first byte to its ledger entry.
+
+Whatever ends it (the answer, an upstream that fails, a sandbox that goes away, a revoked grant, the end of the
+server), the entry is written exactly once, and before the agent can read that its answer is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import structlog
+
+from server.gateway.account import Account
+from server.gateway.failures import is_credit_exhausted, no_credential
+from server.gateway.grants import Binding, Grant
+from server.gateway.refusals import JSON, Cause, Refusal, bad_gateway, error_body, too_much
+from server.gateway.requests import Inbound, Outbound, build, read_body
+from server.gateway.responses import EVENT_STREAM, Headers, Reply, passed_headers, with_header
+from server.gateway.upstream import Credential, Upstream, headers_with
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import httpx2
+    from starlette.types import Receive
+
+    from server.gateway.recorder import Recorder
+
+MAX_IN_FLIGHT: Final = 32
+"""Requests of one grant at a time: the CLI runs at most ten subagents at once, each with one request."""
+
+MAX_HELD_BYTES: Final = 64 * 1024 * 1024
+"""Request bodies of one grant held in memory at a time."""
+
+MAX_DOCUMENT: Final = 64 * 1024 * 1024
+"""Bytes of an answer that is not streamed."""
+
+MAX_ERROR: Final = 256 * 1024
+"""Bytes of an upstream's error that are read."""
+
+CLOSE_TIMEOUT_S: Final = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Exchange:
+    """One request. :meth:`run` is called once."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        client: httpx2.AsyncClient,
+        recorder: Recorder,
+        account: Account,
+        grant: Grant,
+        binding: Binding,
+        inbound: Inbound,
+        reply: Reply,
+    ) -> None:
+        self._upstream = upstream
+        self._client = client
+        self._recorder = recorder
+        self._account = account
+        self._grant = grant
+        self._binding = binding
+        self._inbound = inbound
+        self._reply = reply
+
+    async def run(self, receive: Receive) -> None:
+        """Serve the request. A client that goes away ends it quietly; the grant's revocation cancels it."""
+        try:
+            outbound = await self._admit(receive)
+            async with anyio.create_task_group() as group:
+                group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
+                try:
+                    await self._forward(outbound)
+                except Refusal as refusal:
+                    await self._refuse(refusal)
+                group.cancel_scope.cancel()
+        except Refusal as refusal:
+            await self._refuse(refusal)
+        except anyio.EndOfStream:
+            _log.debug("client_left_early", session_id=self._binding.session_id)
+        finally:
+            await self._account.settle()
+
+    async def _admit(self, receive: Receive) -> Outbound:
+        """Read, check and rebuild the request."""
+        grant = self._grant
+        if grant.in_flight > MAX_IN_FLIGHT:
+            raise too_much("This agent has too many requests under way.")
+        if grant.unrecorded and not await self._recorder.flush(grant):
+            raise Refusal(
+                503, "api_error", "The ledger cannot be written, so no further request is made.", cause=Cause.LEDGER
+            )
+        length = self._inbound.headers.get("content-length", "0")
+        if length.isdecimal() and grant.held_bytes + int(length) > MAX_HELD_BYTES:
+            raise too_much("This agent has too much under way.")
+        content = await read_body(self._inbound, receive)
+        grant.held_bytes += len(content)
+        try:
+            outbound = build(self._inbound, content, grant.server_tools)
+        finally:
+            grant.held_bytes -= len(content)
+        if outbound.removed:
+            _log.warning("removed_from_request", session_id=self._binding.session_id, removed=outbound.removed)
+        return outbound
+
+    async def _forward(self, outbound: Outbound) -> None:
+        import httpx2
+
+        credential = self._upstream.credential()
+        if credential is None and self._upstream.needs_credential:
+            raise Refusal(401, "authentication_error", no_credential().message, cause=Cause.CREDENTIAL)
+        request = self._client.build_request(
+            outbound.method,
+            self._upstream.url(outbound.endpoint.value, outbound.query),
+            headers=headers_with(credential, outbound.headers),
+            content=outbound.content or None,
+        )
+        self._account.open(outbound)
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx2.TransportError as error:
+            # An upstream that took the request and fell silent may have done the work; one that was not reached, or
+            # hung up without a word, has not charged for it.
+            self._account.status = None if isinstance(error, httpx2.ReadTimeout) else 0
+            self._account.failed(0, "api_error", repr(error))
+            await self._account.settle()
+            await self._reply.refuse(bad_gateway("The model API could not be reached.", retry=True))
+            return
+        try:
+            await self._answer(response, credential)
+        except (httpx2.TransportError, httpx2.StreamError, httpx2.DecodingError) as error:
+            await self._broken_off(repr(error))
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_S):
+                await response.aclose()
+
+    async def _answer(self, response: httpx2.Response, credential: Credential | None) -> None:
+        account = self._account
+        account.status = response.status_code
+        account.request_id = response.headers.get("request-id", "")[:200] or None
+        headers = passed_headers(response.headers.multi_items())
+        if 300 <= response.status_code < 400:
+            raise bad_gateway("The model API answered with a redirect, which is never followed.", retry=False)
+        if response.status_code >= 400:
+            await self._error(response, headers, credential)
+        elif response.headers.get("content-type", "").startswith(EVENT_STREAM):
+            await self._stream(response, headers)
+        else:
+            await self._document(response, headers)
+
+    async def _stream(self, response: httpx2.Response, headers: Headers) -> None:
+        """Pass events on as they come."""
+        await self._reply.start(response.status_code, headers)
+        meter = self._account.meter
+        async for chunk in _bytes_of(response):
+            if meter is not None:
+                meter.feed(chunk)
+                if meter.ended:
+                    # The ledger knows before the agent does: a turn's costs are complete when the turn is.
+                    await self._account.settle()
+            await self._reply.chunk(chunk)
+        if meter is not None and not meter.ended:
+            await self._broken_off("the stream ended before the message did")
+        else:
+            await self._reply.end()
+
+    async def _document(self, response: httpx2.Response, headers: Headers) -> None:
+        """Pass a whole answer on."""
+        content = await _read(response, MAX_DOCUMENT)
+        if self._account.meter is not None:
+            self._account.meter.feed_json(content)
+            await self._account.settle()
+        await self._reply.whole(response.status_code, headers, content)
+
+    async def _error(self, response: httpx2.Response, headers: Headers, credential: Credential | None) -> None:
+        """Pass an error on in the form of the Messages API, so that the CLI stops where a retry is useless."""
+        status = response.status_code
+        text = (await _read(response, MAX_ERROR)).decode("utf-8", "replace")
+        error_type, message = _error_of(credential.redact(text) if credential is not None else text, status)
+        self._account.failed(status, error_type, message, _seconds(response.headers.get("retry-after")))
+        if is_credit_exhausted(status, error_type, message):
+            status, error_type = 402, "billing_error"
+        if status in (401, 402, 403, 404):
+            headers = with_header(headers, b"x-should-retry", b"false")
+        self._account.status = status
+        await self._account.settle()
+        headers = with_header(headers, b"content-type", JSON.encode())
+        await self._reply.whole(status, headers, error_body(error_type, message))
+
+    async def _broken_off(self, detail: str) -> None:
+        """The upstream left in the midst of its answer: what came is charged, and the sandbox is told."""
+        self._account.failed(502, "api_error", detail)
+        await self._account.settle()
+        await self._reply.refuse(bad_gateway("The model API broke off its answer.", retry=True))
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        if self._account.status is not None:
+            self._account.status = refusal.status
+        self._account.refused(refusal)
+        await self._account.settle()
+        await self._reply.refuse(refusal)
+
+
+async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+def _bytes_of(response: httpx2.Response) -> AsyncIterator[bytes]:
+    """The body as it comes. Plain bytes are asked for; an upstream that compresses all the same is unpacked."""
+    return response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
+
+
+async def _read(response: httpx2.Response, limit: int) -> bytes:
+    """A whole body.
+
+    Raises:
+        Refusal: it is longer than ``limit`` bytes.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in _bytes_of(response):
+        size += len(chunk)
+        if size > limit:
+            raise bad_gateway("The model API's answer is too large.", retry=False)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _error_of(text: str, status: int) -> tuple[str, str]:
+    """Type and message of an error body; a body that is no such thing becomes the message."""
+    fallback = "overloaded_error" if status == 529 else "rate_limit_error" if status == 429 else "api_error"
+    try:
+        error = json.loads(text).get("error")
+        return str(error["type"])[:100], str(error["message"])[:4000]
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        return fallback, text[:1000] or f"The model API answered with status {status}."
+
+
+def _seconds(value: str | None) -> float | None:
+    """A ``retry-after`` in seconds; None where it is missing or a date."""
+    try:
+        seconds = float(value) if value is not None else math.nan
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < 1e6 else None

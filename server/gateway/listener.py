@@ -1,0 +1,160 @@
+"""Serves an ASGI application over HTTP inside the caller's task group: on a Unix socket, or on loopback for tests.
+
+uvicorn speaks the protocol; its habits of a program of its own are taken off: it installs no signal handlers, prints
+nothing, and ends with the scope it runs in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket as sockets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+
+if TYPE_CHECKING:
+    import asyncio
+
+    import uvicorn
+    from starlette.types import ASGIApp
+
+HEAD_TIMEOUT_S: Final = 15.0
+"""How long a new connection may take until its first request's head is complete (slow-loris, row G02)."""
+
+KEEP_ALIVE_S: Final = 75
+"""Idle connections are kept that long: an agent that thinks or runs tools comes back on the one it has."""
+
+STOP_TIMEOUT_S: Final = 5.0
+BACKLOG: Final = 512
+MAX_HEAD: Final = 32 * 1024
+"""Bytes of a request's head."""
+
+_log = structlog.get_logger(__name__)
+
+
+def unix_listener(path: Path) -> sockets.socket:
+    """A listening Unix socket that every uid may connect to: what guards it is the directory it lies in.
+
+    Raises:
+        OSError: the path is taken by something that listens, or cannot be used.
+    """
+    listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o666)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def loopback_listener(port: int = 0) -> sockets.socket:
+    """A listening TCP socket on 127.0.0.1, on a free port by default."""
+    listener = sockets.create_server(("127.0.0.1", port), backlog=BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def remove_socket(path: Path) -> None:
+    """Take the file of a Unix socket away, if it is there."""
+    path.unlink(missing_ok=True)
+
+
+async def serve_app(
+    app: ASGIApp,
+    listener: sockets.socket,
+    *,
+    on_stop: Callable[[], None] | None = None,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled; then end running requests within :data:`STOP_TIMEOUT_S`. Closes the listener.
+
+    Args:
+        app: what answers.
+        listener: a listening socket.
+        on_stop: called first when the end has come, to make running requests end.
+        task_status: told when requests are taken.
+    """
+    server = _server(app)
+    try:
+        await server.startup(sockets=[listener])
+        task_status.started()
+        await server.main_loop()
+    finally:
+        if on_stop is not None:
+            on_stop()
+        with anyio.CancelScope(shield=True), anyio.move_on_after(STOP_TIMEOUT_S + 1) as scope:
+            if server.started:
+                await server.shutdown(sockets=[listener])
+        if scope.cancelled_caught:
+            _log.error("listener_abandoned_requests", requests=len(server.server_state.tasks))
+        listener.close()
+
+
+def _server(app: ASGIApp) -> uvicorn.Server:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        http=_protocol(),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(STOP_TIMEOUT_S),
+        h11_max_incomplete_event_size=MAX_HEAD,
+    )
+    config.load()
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    server = Server(config)
+    server.lifespan = config.lifespan_class(config)
+    return server
+
+
+def _protocol() -> type[asyncio.Protocol]:
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        """uvicorn's HTTP/1.1 with a deadline for the first head, and with a logger of our own."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.logger = _QUIET
+            self._head_deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
+            super().connection_made(transport)
+            self._head_deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._head_deadline is not None:
+                self._head_deadline.cancel()
+            super().connection_lost(exc)
+
+        def _give_up(self) -> None:
+            # uvicorn declares the attribute without the None that it holds until the first request.
+            if cast("object", self.cycle) is None and not self.transport.is_closing():
+                self.transport.close()
+
+    return Protocol
+
+
+_QUIET: Final = logging.getLogger("server.gateway.http")
+"""What uvicorn would print about requests; clients inside sandboxes could fill a log with it."""
+_QUIET.setLevel(logging.CRITICAL)

@@ -1,0 +1,172 @@
+"""Meters a response while it passes: never holds it back, never changes a byte, never counts twice."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from server.gateway.usage import BYTES_PER_TOKEN, UsageReader
+from server.models import Usage
+from server.requests import MODEL_NAME
+
+MAX_EVENT: Final = 4 * 1024 * 1024
+"""Bytes of one server-sent event that are held to be read. A larger one passes unread, and the usage is marked as
+estimated; it is far above anything the API sends."""
+
+_DELTA_OVERHEAD: Final = 88
+"""Bytes of a ``content_block_delta`` event around its text, on the low side."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a response was found to have used."""
+
+    usage: Usage
+    complete: bool
+    estimated: bool
+    model: str | None
+    error_type: str | None = None
+    error_message: str = ""
+
+
+@dataclass
+class Meter:
+    """Reads usage from one response to ``POST /v1/messages``.
+
+    Args:
+        input_estimate: input tokens to charge when the response does not say, from the request's size.
+    """
+
+    input_estimate: int
+    ended: bool = False
+    """The message is complete: nothing that comes after changes what it costs."""
+    model: str | None = None
+    error_type: str | None = None
+    error_message: str = ""
+    _reader: UsageReader = field(default_factory=UsageReader)
+    _final_output: bool = False
+    _unread: bool = False
+    _delta_tokens: int = 0
+    _buffer: bytearray = field(default_factory=bytearray)
+    _searched: int = 0
+    _skipping: bool = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in the next bytes of an event stream, cut anywhere."""
+        self._buffer += chunk
+        while True:
+            end, width = _event_end(self._buffer, self._searched)
+            if end < 0:
+                break
+            event = bytes(self._buffer[:end])
+            del self._buffer[: end + width]
+            self._searched = 0
+            if self._skipping:
+                self._skipping = False
+            else:
+                self._event(event)
+        if len(self._buffer) > MAX_EVENT:
+            self._unread = self._skipping = True
+            # What can still be part of the event's end stays.
+            del self._buffer[:-3]
+        self._searched = max(0, len(self._buffer) - 3)
+
+    def feed_json(self, content: bytes) -> None:
+        """Take in a whole response that is not a stream."""
+        try:
+            message = json.loads(content)
+        except (ValueError, RecursionError):
+            self._unread = True
+            return
+        if not isinstance(message, Mapping):
+            self._unread = True
+            return
+        self._start(message)
+        self._final_output = "output_tokens" in self._reader.figures
+        self._delta_tokens = 0 if self._final_output else math.ceil(len(content) / BYTES_PER_TOKEN)
+        self.ended = True
+
+    def reading(self) -> Reading:
+        """What the response used, as far as it came."""
+        output_known = self._final_output and not self._unread
+        input_known = "input_tokens" in self._reader.figures
+        usage = self._reader.usage(
+            input_estimate=None if input_known else self.input_estimate,
+            output_estimate=None if output_known else self._delta_tokens,
+        )
+        complete = self.ended and self.error_type is None
+        return Reading(
+            usage=usage,
+            complete=complete,
+            estimated=not (input_known and output_known) or self._reader.suspicious,
+            model=self.model,
+            error_type=self.error_type,
+            error_message=self.error_message,
+        )
+
+    def _event(self, event: bytes) -> None:
+        # Nearly all events are deltas: they are measured, not parsed.
+        if event.startswith(b"event: content_block_delta") and b"estimated_tokens" not in event:
+            self._delta_tokens += max(1, math.ceil((len(event) - _DELTA_OVERHEAD) / BYTES_PER_TOKEN))
+            return
+        if event.startswith((b"event: ping", b"event: content_block_st")):
+            return
+        data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+        if not data:
+            return
+        try:
+            body = json.loads(data)
+        except (ValueError, RecursionError):
+            self._unread = True
+            return
+        if isinstance(body, Mapping):
+            self._body(body)
+
+    def _body(self, body: Mapping[str, Any]) -> None:
+        match body.get("type"):
+            case "message_start":
+                message = body.get("message")
+                if isinstance(message, Mapping):
+                    self._start(message)
+            case "message_delta":
+                if "output_tokens" in self._reader.read(body.get("usage")):
+                    self._final_output = True
+            case "content_block_delta":
+                self._delta(body.get("delta"))
+            case "message_stop":
+                self.ended = True
+            case "error":
+                error = body.get("error")
+                kind = error.get("type") if isinstance(error, Mapping) else None
+                self.error_type = kind if isinstance(kind, str) else "api_error"
+                text = error.get("message") if isinstance(error, Mapping) else None
+                self.error_message = text if isinstance(text, str) else ""
+                self.ended = True
+
+    def _start(self, message: Mapping[str, Any]) -> None:
+        self._reader.read(message.get("usage"))
+        model = message.get("model")
+        if isinstance(model, str) and MODEL_NAME.fullmatch(model):
+            self.model = model
+
+    def _delta(self, delta: object) -> None:
+        """A delta of thinking whose text is withheld tells an estimate of its tokens instead."""
+        if not isinstance(delta, Mapping):
+            return
+        tokens = delta.get("estimated_tokens")
+        if isinstance(tokens, int) and not isinstance(tokens, bool) and 0 < tokens < 1 << 32:
+            self._delta_tokens += tokens
+        else:
+            self._delta_tokens += max(1, math.ceil(len(json.dumps(delta)) / BYTES_PER_TOKEN))
+
+
+def _event_end(buffer: bytearray, start: int) -> tuple[int, int]:
+    """Where the first event ends and how wide the blank line after it is; -1 when it is not complete."""
+    plain = buffer.find(b"\n\n", start)
+    windows = buffer.find(b"\r\n\r\n", start, plain + 3 if plain >= 0 else len(buffer))
+    if windows >= 0 and (plain < 0 or windows < plain):
+        return windows, 4
+    return plain, 2

@@ -1,0 +1,147 @@
+"""The seam to whatever answers as the model: Anthropic's API, a company's gateway, or the scripted stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from server.errors import ErrorCode, RookeryError
+
+if TYPE_CHECKING:
+    import httpx2
+    from pydantic import SecretStr
+
+    from server.settings import Settings
+
+OAUTH_BETA: Final = "oauth-2025-04-20"
+"""The beta under which the Messages API takes an OAuth token of Claude Code."""
+
+CREDENTIAL_VARIABLES: Final = "ANTHROPIC_API_KEY, ANTHROPIC_AUTH_TOKEN or CLAUDE_CODE_OAUTH_TOKEN"
+
+CONNECT_TIMEOUT_S: Final = 15.0
+READ_TIMEOUT_S: Final = 600.0
+"""Longest silence of the upstream: as long as the CLI itself waits (``x-stainless-timeout``). A long answer that is
+not streamed is silent until it is finished."""
+
+MAX_CONNECTIONS: Final = 1000
+"""Connections to the upstream. Each running request holds one, so this only stops a runaway."""
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What the gateway alone knows: the header that pays."""
+
+    header: str
+    value: str = field(repr=False)
+    secret: str = field(repr=False)
+    """The bare secret, so that it can be struck out of texts."""
+    beta: str | None = None
+    """A beta that must accompany it."""
+
+    def redact(self, text: str) -> str:
+        """``text`` without the secret."""
+        return text.replace(self.secret, "[redacted]") if self.secret else text
+
+
+CredentialSupplier = Callable[[], Credential | None]
+"""Asked anew for each request, so that a rotated credential is used from the next request on; must not block."""
+
+
+def no_credential() -> Credential | None:
+    """For an upstream that asks for none."""
+    return None
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Where model requests go.
+
+    Args:
+        base_url: scheme, host and an optional path prefix; ``/v1/messages`` is appended.
+        credential: supplies what is added to each request.
+        needs_credential: refuse requests while the supplier has none.
+        socket: Unix socket to connect to instead of the host of ``base_url``.
+        trust_env: use the proxies and certificates that the environment names (``HTTPS_PROXY``, ``SSL_CERT_FILE``):
+            it is the operator's own environment, and companies need it. It never adds credentials.
+    """
+
+    base_url: str
+    credential: CredentialSupplier = no_credential
+    needs_credential: bool = False
+    socket: Path | None = None
+    trust_env: bool = True
+
+    def url(self, path: str, query: str = "") -> str:
+        """The address of an endpoint."""
+        address = self.base_url.rstrip("/") + path
+        return f"{address}?{query}" if query else address
+
+    def client(self) -> httpx2.AsyncClient:
+        """A client for this upstream: never follows redirects, keeps no cookies. The caller closes it."""
+        import httpx2
+
+        limits = httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=32)
+        timeout = httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=CONNECT_TIMEOUT_S)
+        if self.socket is None:
+            return httpx2.AsyncClient(
+                timeout=timeout, limits=limits, follow_redirects=False, trust_env=self.trust_env, headers={}
+            )
+        transport = httpx2.AsyncHTTPTransport(uds=str(self.socket), limits=limits, trust_env=False)
+        return httpx2.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False, trust_env=False)
+
+
+def anthropic_upstream(settings: Settings, reload: Callable[[], Settings] | None = None) -> Upstream:
+    """Anthropic's API, or the gateway that ``ANTHROPIC_BASE_URL`` names.
+
+    Args:
+        settings: base URL and credential.
+        reload: gives the present settings; asked at each request, so that a rotated credential is picked up.
+
+    Raises:
+        RookeryError: ``invalid_argument`` when the base URL is no http(s) address, or would carry a credential itself.
+    """
+    parts = urlsplit(settings.anthropic_base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise RookeryError(ErrorCode.INVALID_ARGUMENT, "ANTHROPIC_BASE_URL is not an http or https address: mend it.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise RookeryError(
+            ErrorCode.INVALID_ARGUMENT,
+            "ANTHROPIC_BASE_URL holds a user, password, query or fragment: "
+            f"give the bare address, and the credential in {CREDENTIAL_VARIABLES}.",
+        )
+    present = reload or (lambda: settings)
+    return Upstream(
+        base_url=settings.anthropic_base_url,
+        credential=lambda: credential_of(present()),
+        needs_credential=True,
+    )
+
+
+def credential_of(settings: Settings) -> Credential | None:
+    """The credential that the settings name, in the order in which Claude Code itself prefers them; None without."""
+    if secret := _secret(settings.anthropic_auth_token):
+        return Credential("authorization", f"Bearer {secret}", secret)
+    if secret := _secret(settings.anthropic_api_key):
+        return Credential("x-api-key", secret, secret)
+    if secret := _secret(settings.claude_code_oauth_token):
+        return Credential("authorization", f"Bearer {secret}", secret, beta=OAUTH_BETA)
+    return None
+
+
+def _secret(value: SecretStr | None) -> str:
+    return value.get_secret_value().strip() if value is not None else ""
+
+
+def headers_with(credential: Credential | None, headers: Mapping[str, str]) -> dict[str, str]:
+    """``headers`` with the credential added; whatever was there under its names is gone."""
+    result = {name: value for name, value in headers.items() if name not in ("authorization", "x-api-key")}
+    if credential is None:
+        return result
+    result[credential.header] = credential.value
+    if credential.beta is not None:
+        betas = [beta for beta in result.get("anthropic-beta", "").split(",") if beta]
+        result["anthropic-beta"] = ",".join([*betas, credential.beta])
+    return result
