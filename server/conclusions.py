@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from claude_agent_sdk import ResultMessage
 
+from server.agent.transport import AgentProtocolError
 from server.errors import ErrorCode, RookeryError
 from server.models import Failure, StopReason
 
@@ -109,4 +110,42 @@ def _unexplained(result: ResultMessage) -> RookeryError:
         ErrorCode.AGENT_CRASHED,
         "The agent ended the turn with an error of its own. Call continue_session to carry on.",
         detail=detail,
+    )
+
+
+def start_failure(error: Exception) -> RookeryError:
+    """Why an agent did not come up."""
+    if isinstance(error, RookeryError):
+        return error
+    return RookeryError(
+        ErrorCode.AGENT_CRASHED,
+        "The agent did not start. Call continue_session to try again; `rookery doctor` checks this machine.",
+        detail=f"{type(error).__name__}: {error}",
+    )
+
+
+def departure(error: Exception | None) -> RookeryError:
+    """Why an agent that was up is gone."""
+    message = (
+        "The agent's output broke the protocol, so it was stopped."
+        if isinstance(error, AgentProtocolError)
+        else "The agent's process ended in the midst of the turn."
+    )
+    return RookeryError(
+        ErrorCode.AGENT_CRASHED,
+        f"{message} Files and conversation up to there are kept; call continue_session to carry on.",
+        detail=f"{type(error).__name__}: {error}",
+    )
+
+
+def failure_of(error: Exception) -> RookeryError:
+    """A failure of our own, as the turn that it ended shows it."""
+    if isinstance(error, RookeryError):
+        return error
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            if isinstance(inner, RookeryError):
+                return inner
+    return RookeryError(
+        ErrorCode.INTERNAL, "Rookery failed while the turn ran. Call continue_session to carry on.", detail=repr(error)
     )

@@ -20,13 +20,14 @@ from policies import Policy
 from server.answering import Answering
 from server.errors import ErrorCode, RookeryError
 from server.forwarding import Forwarding
+from server.inbox import Leave, StartTurn
 from server.janitor import Janitor
 from server.leases import HEARTBEAT_S, Leases
 from server.models import NANO_USD, ApprovalRecord, SessionRecord, SessionState, TurnRecord
 from server.reading import SessionReader
 from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
-from server.session import Leave, SessionActor, StartTurn
+from server.session import SessionActor
 from server.views import Deletion
 from server.workspaces import check_source
 

@@ -6,11 +6,8 @@ needs a lock. The actor lives while the session is resident; an idle session tha
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Final
 
 import anyio
@@ -21,12 +18,12 @@ from claude_agent_sdk import AssistantMessage, ClaudeSDKError, Message, ResultMe
 from policies import Policy
 from server.agent.agent import Agent
 from server.agent.permissions import PermissionGate
-from server.agent.transport import AgentProtocolError
 from server.authority import SessionAuthority
 from server.changes import Changes
-from server.conclusions import Circumstances, conclude
+from server.conclusions import Circumstances, conclude, departure, failure_of, start_failure
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Grant, classify
+from server.inbox import AgentLeft, AgentSaid, GoAway, Interrupt, Item, Leave, OpenTurn, StartTurn
 from server.launching import Launch
 from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.services import Services
@@ -49,64 +46,6 @@ SETTLE_GRACE_S: Final = 2.0
 
 SETTLE_ATTEMPTS: Final = 4
 """Tries to write a turn's end when the store fails, before the janitor has to."""
-
-
-class Leave(StrEnum):
-    """Why an actor is asked to go."""
-
-    HIBERNATE = "hibernate"
-    END = "end"
-    SHUTDOWN = "shutdown"
-
-
-@dataclass(frozen=True)
-class StartTurn:
-    """Run this turn, whose row is already in the store."""
-
-    turn: TurnRecord
-    resumed: bool = False
-    """The turn was put off for an approval: the agent takes it up by itself, without a prompt."""
-
-
-@dataclass(frozen=True)
-class Interrupt:
-    """Stop the present turn."""
-
-
-@dataclass(frozen=True)
-class GoAway:
-    """Stop the present turn, if any, and leave."""
-
-    why: Leave
-
-
-@dataclass(frozen=True)
-class AgentSaid:
-    message: Message
-
-
-@dataclass(frozen=True)
-class AgentLeft:
-    error: Exception | None
-
-
-Item = StartTurn | Interrupt | GoAway | AgentSaid | AgentLeft
-
-
-@dataclass
-class OpenTurn:
-    """The turn under way and what the host did to it."""
-
-    record: TurnRecord
-    resumed: bool = False
-    message_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    prompted: bool = False
-    interrupted: bool = False
-    timed_out: bool = False
-    deadline: float = 0.0
-    stop_deadline: float | None = None
-    settle_deadline: float | None = None
-    crash: RookeryError | None = None
 
 
 class SessionActor:
@@ -177,7 +116,7 @@ class SessionActor:
         except Exception as error:
             log.exception("session actor failed", session_id=self.session.id)
             if self._turn is not None and self._turn.crash is None:
-                self._turn.crash = _as_error(error)
+                self._turn.crash = failure_of(error)
         finally:
             self._gone = True
             self._take_unstarted()
@@ -195,7 +134,7 @@ class SessionActor:
                 return
             match item:
                 case StartTurn(turn) if self._turn is None:
-                    self._turn = OpenTurn(turn, crash=_departure(None))
+                    self._turn = OpenTurn(turn, crash=departure(None))
                 case GoAway(why):
                     self._leaving = why
                 case _:
@@ -207,7 +146,7 @@ class SessionActor:
                 await self._wake(stack)
             except (RookeryError, ClaudeSDKError, TimeoutError, OSError) as error:
                 assert self._turn is not None
-                self._turn.crash = _start_failure(error)
+                self._turn.crash = start_failure(error)
                 return
             assert self._agent is not None
             tasks.start_soon(self._listen, self._agent)
@@ -273,7 +212,7 @@ class SessionActor:
                 await self._hear(message)
             case AgentLeft(error):
                 if self._turn is not None:
-                    self._turn.crash = _departure(error)
+                    self._turn.crash = departure(error)
                 return True
         return False
 
@@ -354,7 +293,7 @@ class SessionActor:
             await agent.prompt(turn.record.prompt, turn.message_id)
             turn.prompted = True
         except ClaudeSDKError as error:
-            turn.crash = _departure(error)
+            turn.crash = departure(error)
 
     async def _begin_background(self) -> None:
         """The agent woke by itself: finish what is open and give the new turn a row of its own."""
@@ -456,13 +395,9 @@ class SessionActor:
     # --- deadlines --------------------------------------------------------------------------------------------
 
     def _next_deadline(self) -> float:
-        turn = self._turn
-        if turn is None:
-            return self._idle_since + self._services.settings.idle_s
-        times = [turn.deadline, turn.stop_deadline, turn.settle_deadline]
-        if turn.stop_deadline is not None:
-            times[0] = None
-        return min(moment for moment in times if moment is not None)
+        if self._turn is not None:
+            return self._turn.next_deadline()
+        return self._idle_since + self._services.settings.idle_s
 
     async def _on_deadline(self) -> None:
         turn, now = self._turn, anyio.current_time()
@@ -518,38 +453,3 @@ class SessionActor:
 async def _stop_bounded(stop: Callable[[], Any]) -> None:
     with anyio.CancelScope(shield=True), anyio.move_on_after(20):
         await stop()
-
-
-def _start_failure(error: Exception) -> RookeryError:
-    if isinstance(error, RookeryError):
-        return error
-    return RookeryError(
-        ErrorCode.AGENT_CRASHED,
-        "The agent did not start. Call continue_session to try again; `rookery doctor` checks this machine.",
-        detail=f"{type(error).__name__}: {error}",
-    )
-
-
-def _departure(error: Exception | None) -> RookeryError:
-    message = (
-        "The agent's output broke the protocol, so it was stopped."
-        if isinstance(error, AgentProtocolError)
-        else "The agent's process ended in the midst of the turn."
-    )
-    return RookeryError(
-        ErrorCode.AGENT_CRASHED,
-        f"{message} Files and conversation up to there are kept; call continue_session to carry on.",
-        detail=f"{type(error).__name__}: {error}",
-    )
-
-
-def _as_error(error: Exception) -> RookeryError:
-    if isinstance(error, RookeryError):
-        return error
-    if isinstance(error, ExceptionGroup):
-        for inner in error.exceptions:
-            if isinstance(inner, RookeryError):
-                return inner
-    return RookeryError(
-        ErrorCode.INTERNAL, "Rookery failed while the turn ran. Call continue_session to carry on.", detail=repr(error)
-    )

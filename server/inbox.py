@@ -1,0 +1,87 @@
+"""What reaches a session actor, and what it keeps of the turn under way."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from claude_agent_sdk import Message
+
+from server.errors import RookeryError
+from server.models import TurnRecord
+
+
+class Leave(StrEnum):
+    """Why an actor is asked to go."""
+
+    HIBERNATE = "hibernate"
+    END = "end"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True)
+class StartTurn:
+    """Run this turn, whose row is already in the store."""
+
+    turn: TurnRecord
+    resumed: bool = False
+    """The turn was put off for an approval: the agent takes it up by itself, without a prompt."""
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    """Stop the present turn."""
+
+
+@dataclass(frozen=True)
+class GoAway:
+    """Stop the present turn, if any, and leave."""
+
+    why: Leave
+
+
+@dataclass(frozen=True)
+class AgentSaid:
+    """A message of the agent."""
+
+    message: Message
+
+
+@dataclass(frozen=True)
+class AgentLeft:
+    """The agent's process is gone; the error tells how, None for an orderly end."""
+
+    error: Exception | None
+
+
+Item = StartTurn | Interrupt | GoAway | AgentSaid | AgentLeft
+
+
+@dataclass
+class OpenTurn:
+    """The turn under way and what the host did to it."""
+
+    record: TurnRecord
+    resumed: bool = False
+    """Taken up again after an approval: the agent needs no prompt."""
+    message_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    """Names the prompt; the result that answers it names it again."""
+    prompted: bool = False
+    """The agent has been asked, so that a result is owed."""
+    interrupted: bool = False
+    timed_out: bool = False
+    deadline: float = 0.0
+    """When the turn has taken too long."""
+    stop_deadline: float | None = None
+    """When an agent that was asked to stop is killed; no other deadline counts then."""
+    settle_deadline: float | None = None
+    """When what should follow the result (idleness, the end of background tasks) is overdue."""
+    crash: RookeryError | None = None
+    """Why there will be no result."""
+
+    def next_deadline(self) -> float:
+        """The earliest deadline, on anyio's clock."""
+        if self.stop_deadline is not None:
+            return self.stop_deadline
+        return self.deadline if self.settle_deadline is None else min(self.deadline, self.settle_deadline)
