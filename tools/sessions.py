@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from server.models import Outcome, Record
+from server.models import Outcome, Record, SessionState
 from server.requests import IDENTIFIER, ListRequest, PromptRequest, Request, SpawnRequest
 from server.views import Deletion, SessionPage, SessionView
 from tools import rendering
@@ -52,6 +52,10 @@ class WaitArguments(Request):
 
 class SessionArguments(Request):
     session_id: SessionId
+
+
+class ListArguments(ListRequest):
+    state: SessionState | None = Field(default=None, description="only sessions in this state")
 
 
 class EndArguments(SessionArguments):
@@ -118,9 +122,10 @@ async def get_session(call: Call, arguments: SessionArguments) -> SessionView:
     return view.model_copy(update={"outcome": _with_next(view.outcome)})
 
 
-async def list_sessions(call: Call, arguments: ListRequest) -> SessionPage:
+async def list_sessions(call: Call, arguments: ListArguments) -> SessionPage:
     """List sessions, newest first, by state and labels if given; `cursor` continues a list."""
-    return await call.registry.list(call.principal, arguments)
+    request = ListRequest.model_validate(arguments.model_dump())
+    return await call.registry.list(call.principal, request)
 
 
 async def interrupt_session(call: Call, arguments: SessionArguments) -> Outcome:
@@ -200,7 +205,7 @@ LIST_SESSIONS: Final = ToolDefinition(
     name="list_sessions",
     title="List sessions",
     run=list_sessions,
-    arguments=ListRequest,
+    arguments=ListArguments,
     answer=SessionPage,
     render=rendering.page_text,
     read_only=True,

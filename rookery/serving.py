@@ -1,0 +1,137 @@
+"""Serves MCP on stdio or HTTP: transport, signals, the registry's start behind them, and an orderly end.
+
+The end of input, SIGTERM and SIGINT all lead the same way out: the transport stops, calls in flight are cancelled,
+and the registry interrupts its agents, flushes their transcripts and ends their processes within bounds of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup, TaskStatus
+
+from rookery.backend import BackgroundBackend
+from rookery.stdio import MAX_MESSAGE_BYTES, Wire, claimed_wire, stdio_transport
+from tools.backend import Registry
+from tools.server import build_server
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+HTTP_DRAIN_S: Final = 3
+"""How long open HTTP requests get at the end."""
+
+
+async def serve_stdio(settings: Settings) -> None:
+    """Serve one client on the standard streams until its input ends or a signal comes."""
+    # The streams are claimed around all else: nothing that starts or ends behind the server may print on the wire.
+    with claimed_wire() as wire:
+        await _serve_wire(settings, wire)
+
+
+async def _serve_wire(settings: Settings, wire: Wire) -> None:
+    async with _background(settings) as (backend, tasks):
+        await tasks.start(_on_signal, tasks.cancel_scope.cancel)
+        answered = anyio.Event()
+        tasks.start_soon(_start_after, answered, backend)
+        server = build_server(backend, max_wait_s=settings.max_wait_s)
+        # The SDK's public entry takes no streams of one's own; this is the one private name of it that is used.
+        protocol = server._lowlevel_server
+        async with stdio_transport(wire, answered) as (read_stream, write_stream):
+            await protocol.run(read_stream, write_stream, protocol.create_initialization_options())
+
+
+async def serve_http(settings: Settings, host: str, port: int, *, announce: Callable[[str], None]) -> None:
+    """Serve any number of clients over streamable HTTP until a signal comes.
+
+    Args:
+        host: a name of this machine's loopback, see :func:`is_loopback`.
+        port: the port; 0 takes a free one.
+        announce: told the URL once clients can connect.
+
+    Raises:
+        OSError: the port cannot be bound.
+    """
+    import uvicorn
+    from mcp.server.transport_security import TransportSecuritySettings
+
+    class HttpServer(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Leave signals alone: uvicorn would raise them again at its end, before the registry has closed."""
+            yield
+
+    address = "127.0.0.1" if host == "localhost" else host
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, port), family=family) as listener:
+        names = [f"[{name}]" if ":" in name else name for name in dict.fromkeys((address, "localhost", "127.0.0.1"))]
+        async with _background(settings) as (backend, tasks):
+            app = build_server(backend, max_wait_s=settings.max_wait_s).streamable_http_app(
+                host=address,
+                max_request_body_size=MAX_MESSAGE_BYTES,
+                # Said explicitly: no page in a browser may reach the server by a name that it has rebound (P06).
+                transport_security=TransportSecuritySettings(
+                    enable_dns_rebinding_protection=True,
+                    allowed_hosts=[f"{name}:*" for name in names],
+                    allowed_origins=[f"http://{name}:*" for name in names],
+                ),
+            )
+            http = HttpServer(
+                uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=HTTP_DRAIN_S)
+            )
+
+            def leave() -> None:
+                http.should_exit = True
+
+            await tasks.start(_on_signal, leave)
+            backend.start()
+            announce(f"http://{names[0]}:{listener.getsockname()[1]}/mcp")
+            await http.serve(sockets=[listener])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host reaches this machine only. No authentication exists yet, so nothing else is served (P09)."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@asynccontextmanager
+async def _background(settings: Settings) -> AsyncIterator[tuple[BackgroundBackend, TaskGroup]]:
+    """The backend at work; on leaving, its registry is closed."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Registry]:
+        # In a thread, for the import takes about a second and the event loop has a client to answer.
+        application = await anyio.to_thread.run_sync(importlib.import_module, "rookery.application")
+        async with application.open_registry(settings) as registry:
+            yield registry
+
+    backend = BackgroundBackend(opened)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(backend.run)
+        yield backend, tasks
+        tasks.cancel_scope.cancel()
+
+
+async def _start_after(answered: anyio.Event, backend: BackgroundBackend) -> None:
+    await answered.wait()
+    backend.start()
+
+
+async def _on_signal(act: Callable[[], None], *, task_status: TaskStatus[None]) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for _ in signals:
+            act()

@@ -1,0 +1,103 @@
+"""The log: structured lines on stderr, and no secret in them.
+
+Redaction is the last step before rendering, so it sees all that a line will hold, texts of exceptions included. Logs
+of libraries go the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, TextIO
+
+import structlog
+
+REDACTED: Final = "[redacted]"
+
+_SECRET_TEXT: Final = re.compile(
+    r"""
+    sk-ant-[A-Za-z0-9_-]+                                                   # Anthropic keys and OAuth tokens
+    | e2b_[A-Za-z0-9]{8,}                                                   # E2B keys
+    | (?<=://)[^\s/@:]+:[^\s/@]+(?=@)                                       # user and password in a URL
+    | (?i:(?<=bearer\s)|(?<=basic\s))[A-Za-z0-9._~+/=-]{8,}                 # authorization headers
+    | (?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])                  # our own tokens: 256 bits in base64
+    """,
+    re.VERBOSE,
+)
+
+_SECRET_NAME: Final = re.compile(
+    r"(?i)(^|[_-])(authorization|api[_-]?key|auth[_-]?token|oauth[_-]?token|token|secret|password|cookie)$"
+)
+"""Names of fields whose values are never shown, whatever they look like."""
+
+_MAX_DEPTH: Final = 8
+
+
+def redact(value: Any, _depth: int = 0) -> Any:
+    """The value with every secret in it replaced by :data:`REDACTED`. Looks into mappings and sequences."""
+    if isinstance(value, str):
+        return _SECRET_TEXT.sub(REDACTED, value)
+    if isinstance(value, bytes):
+        return redact(value.decode("utf-8", "replace"), _depth)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if _depth >= _MAX_DEPTH:
+        return REDACTED
+    if isinstance(value, Mapping):
+        return {
+            str(redact(str(name), _depth + 1)): REDACTED
+            if isinstance(name, str) and _SECRET_NAME.search(name) and member not in (None, "")
+            else redact(member, _depth + 1)
+            for name, member in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [redact(member, _depth + 1) for member in value]
+    return redact(repr(value), _depth + 1)
+
+
+def redaction(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The structlog processor. Must stand last before the renderer."""
+    private = {name: line[name] for name in ("_record", "_from_structlog") if name in line}
+    return {**redact({name: value for name, value in line.items() if name not in private}), **private}
+
+
+def configure_logging(level: str = "info", *, stream: TextIO | None = None) -> None:
+    """Send our log and that of all libraries to stderr, one redacted line each. May be called again.
+
+    Args:
+        level: ``debug``, ``info``, ``warning`` or ``error``; libraries say at least ``warning`` unless it is ``debug``.
+        stream: for tests; by default what ``sys.stderr`` is now.
+    """
+    target = stream if stream is not None else sys.stderr
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                redaction,
+                structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"), bool_as_flag=False),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    threshold = logging.getLevelName(level.upper())
+    root.setLevel(threshold if level == "debug" else max(threshold, logging.WARNING))
+    for name in ("rookery", "server", "tools", "policies"):
+        logging.getLogger(name).setLevel(threshold)
