@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from contextlib import AsyncExitStack
+from typing import cast
+
+from claude_agent_sdk import SessionStore
 
 from policies import Policy
 from server.agent.agent import Agent
@@ -58,11 +61,11 @@ class Launch:
         """The agent, not started yet, with the conversation that the store has."""
         session, store = self._session, self._services.store
         transcript = store.transcript_store(session.id)
-        main = await store.transcript_prefix(session.id, None)
+        main = await store.transcript_prefix(session.id, cuts=session.transcript_cuts)
         resume = any(entry.get("type") in CONVERSATION for entry in main)
         files = {}
         if resume:
-            subagents = await store.subagent_transcripts(session.id)
+            subagents = await store.subagent_transcripts(session.id, cuts=session.transcript_cuts)
             files = transcript_files(session.id, main, subagents)
         options = launch_options(session, self._policy, self._services.settings.model)
         return Agent(
@@ -72,7 +75,8 @@ class Launch:
             token=grant.token,
             resume=resume,
             config_files=files,
-            transcript=transcript,
+            # The SDK asks at run time which of the store's optional methods there are.
+            transcript=cast(SessionStore, transcript),
             gate=gate,
         )
 

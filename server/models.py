@@ -169,6 +169,10 @@ class SessionRecord(Record):
     workspace: dict[str, Any] | None = Field(default=None, description="what the workspace is filled from at the start")
     sandbox_kind: str
     sandbox: dict[str, Any] | None = Field(default=None, description="the provider's reference")
+    transcript_cuts: tuple[tuple[int, int], ...] = Field(
+        default=(), description="entries of the transcript (first, last) that a rewind took out of the conversation"
+    )
+    pending_notice: str | None = Field(default=None, description="what the agent is told before its next prompt")
     owner: str | None = Field(default=None, description="id of the server process whose lease it carries")
     resident: bool = Field(default=False, description="whether it has a live agent process")
     request_id: str | None = None
@@ -288,6 +292,7 @@ class CheckpointRecord(Record):
     files: int = Field(default=0, ge=0, description="files in the tree")
     bytes: int = Field(default=0, ge=0, description="size of the tree in bytes")
     transcript_length: int = Field(ge=0, description="entries of the mirrored transcript, subagents' included")
+    transcript_cuts: tuple[tuple[int, int], ...] = Field(default=(), description="the session's cuts at that moment")
     created_at: datetime
 
 

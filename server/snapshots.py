@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from server.models import CheckpointRecord, EventKind, SessionRecord, TurnRecord
+from server.models import CheckpointKind, CheckpointRecord, EventKind, SessionRecord, TurnRecord
 from server.sandboxes.base import Sandbox
 from server.services import Services
 
@@ -31,7 +31,7 @@ class Snapshots:
 
     async def start_of(self, turn: TurnRecord) -> TurnRecord:
         """Checkpoint the start of a turn; the turn with its checkpoint."""
-        self._start = await self.take("turn_start", turn.number)
+        self._start = await self.take(CheckpointKind.TURN_START, turn.number)
         if self._start is None:
             return turn
         changed = turn.model_copy(update={"checkpoint_id": self._start.id})
@@ -40,7 +40,7 @@ class Snapshots:
 
     async def end_of(self, turn: TurnRecord) -> TurnRecord:
         """Checkpoint the end of a turn; the turn with its checkpoint and the files that it changed."""
-        end = await self.take("turn_end", turn.number)
+        end = await self.take(CheckpointKind.TURN_END, turn.number)
         if end is None:
             return turn
         update: dict[str, object] = {"end_checkpoint_id": end.id}
@@ -49,7 +49,7 @@ class Snapshots:
             update["changed_files"] = await self._changed(start.tree, end.tree)
         return turn.model_copy(update=update)
 
-    async def take(self, kind: str, turn: int, label: str = "") -> CheckpointRecord | None:
+    async def take(self, kind: CheckpointKind, turn: int, label: str = "") -> CheckpointRecord | None:
         """Take a checkpoint now; None where the sandbox keeps no files within reach."""
         services, tree = self._services, self._sandbox.workspace if self._sandbox is not None else None
         if tree is None:
@@ -66,6 +66,7 @@ class Snapshots:
             files=snapshot.files,
             bytes=snapshot.bytes,
             transcript_length=await services.store.transcript_length(self._session.id),
+            transcript_cuts=self._session.transcript_cuts,
             created_at=services.clock.now(),
         )
         await services.store.add_checkpoint(record)

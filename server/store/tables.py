@@ -68,6 +68,8 @@ sessions = Table(
     Column("workspace", Json),
     Column("sandbox_kind", String, nullable=False),
     Column("sandbox", Json),
+    Column("transcript_cuts", Json, nullable=False),
+    Column("pending_notice", Words),
     Column("owner", String),
     Column("resident", Boolean, nullable=False),
     Column("request_id", String),
@@ -233,6 +235,7 @@ checkpoints = Table(
     Column("files", Integer, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("transcript_length", BigInteger, nullable=False),
+    Column("transcript_cuts", Json, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Index(None, "session_id", "created_at"),
 )

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Connection, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, Select, func, insert, not_, select, update
 
 from server.errors import ErrorCode, RookeryError
 from server.store.columns import dump_json
@@ -38,6 +39,10 @@ _SUBPATH: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}/){0,7}[A-Za
 
 _MAIN: Final = ""
 
+Cuts = Sequence[tuple[int, int]]
+"""Entries (first, last, both included) that a conversation rewind took out. They stay in the store, so that the
+rewind can be undone; a checkpoint records the cuts that there were."""
+
 
 class Transcripts(Room):
     """The mirrored transcripts of sessions."""
@@ -52,7 +57,7 @@ class Transcripts(Room):
         return await self._database.read(lambda connection: connection.execute(query).scalar() or 0)
 
     async def transcript_prefix(
-        self, session_id: str, length: int | None = None, *, subpath: str | None = None
+        self, session_id: str, length: int | None = None, *, subpath: str | None = None, cuts: Cuts = ()
     ) -> list[dict[str, Any]]:
         """The entries of one transcript, as they were when the session had ``length`` entries in all.
 
@@ -60,38 +65,37 @@ class Transcripts(Room):
             session_id: the session.
             length: what :meth:`transcript_length` said at that time; None for the whole transcript.
             subpath: a subagent transcript of :meth:`transcript_subpaths`; None for the main one.
+            cuts: entries to leave out, as the session or a checkpoint records them.
         """
-        return await self._database.read(_load, session_id, subpath or _MAIN, length)
+        return await self._database.read(_load, session_id, subpath or _MAIN, length, cuts)
 
     async def transcript_subpaths(self, session_id: str, length: int | None = None) -> list[str]:
         """The subagent transcripts that existed at that length, sorted."""
         return await self._database.read(_subpaths, session_id, length)
 
-    async def subagent_transcripts(self, session_id: str, length: int | None = None) -> dict[str, list[dict[str, Any]]]:
-        """All subagent transcripts by subpath, as they were at that length."""
+    async def subagent_transcripts(
+        self, session_id: str, length: int | None = None, *, cuts: Cuts = ()
+    ) -> dict[str, list[dict[str, Any]]]:
+        """All subagent transcripts by subpath, as they were at that length, without the cuts."""
 
         def body(connection: Connection) -> dict[str, list[dict[str, Any]]]:
             subpaths = _subpaths(connection, session_id, length)
-            return {subpath: _load(connection, session_id, subpath, length) for subpath in subpaths}
+            loaded = {subpath: _load(connection, session_id, subpath, length, cuts) for subpath in subpaths}
+            return {subpath: entries for subpath, entries in loaded.items() if entries}
 
         return await self._database.read(body)
 
-    async def truncate_transcript(self, session_id: str, length: int) -> None:
-        """Forget all entries of all transcripts that came after ``length``. A greater length changes nothing.
-
-        Raises:
-            RookeryError: ``session_not_found``.
-        """
-        await self._database.write(_truncate, session_id, length)
-        self._changed(session_id)
-
-    async def copy_transcript(self, from_session_id: str, to_session_id: str, length: int | None = None) -> None:
+    async def copy_transcript(
+        self, from_session_id: str, to_session_id: str, length: int | None = None, *, cuts: Cuts = ()
+    ) -> None:
         """Give a session without a transcript the first ``length`` entries of another one's, for a fork.
+
+        Entries within the cuts are left out, and the ids of the one session become those of the other.
 
         Raises:
             RookeryError: ``session_not_found``; ``invalid_argument`` when the target has entries already.
         """
-        await self._database.write(_copy, from_session_id, to_session_id, length)
+        await self._database.write(_copy, from_session_id, to_session_id, length, cuts)
         self._changed(to_session_id)
 
 
@@ -124,7 +128,7 @@ class SessionTranscript:
         Raises:
             RookeryError: ``invalid_argument`` for a foreign key, ``storage_unavailable``.
         """
-        loaded = await self._database.read(_load, self._session_id, self._subpath(key), None)
+        loaded = await self._database.read(_load, self._session_id, self._subpath(key), None, ())
         return loaded or None  # type: ignore[return-value]  # entries are opaque JSON objects, which were checked
 
     async def list_subkeys(self, key: SessionListSubkeysKey) -> list[str]:
@@ -212,12 +216,22 @@ def _without_known(
     return fresh
 
 
-def _load(connection: Connection, session_id: str, subpath: str, length: int | None) -> list[dict[str, Any]]:
+def _within(query: Select[Any], length: int | None, cuts: Cuts) -> Select[Any]:
+    position = transcript_entries.c.position
+    if length is not None:
+        query = query.where(position <= length)
+    for first, last in cuts:
+        query = query.where(not_(position.between(first, last)))
+    return query
+
+
+def _load(
+    connection: Connection, session_id: str, subpath: str, length: int | None, cuts: Cuts
+) -> list[dict[str, Any]]:
     query = select(transcript_entries.c.entry).where(
         transcript_entries.c.session_id == session_id, transcript_entries.c.subpath == subpath
     )
-    if length is not None:
-        query = query.where(transcript_entries.c.position <= length)
+    query = _within(query, length, cuts)
     return [json.loads(text) for text in connection.execute(query.order_by(transcript_entries.c.position)).scalars()]
 
 
@@ -230,24 +244,7 @@ def _subpaths(connection: Connection, session_id: str, length: int | None) -> li
     return sorted(connection.execute(query.distinct()).scalars())
 
 
-def _truncate(connection: Connection, session_id: str, length: int) -> None:
-    where = counters.c.session_id == session_id
-    counter = connection.execute(select(counters).where(where).with_for_update()).first()
-    if counter is None:
-        raise not_found()
-    if length < 0:
-        raise RookeryError(ErrorCode.INVALID_ARGUMENT, "A transcript cannot be shorter than nothing.")
-    if length >= counter.transcript_length:
-        return
-    connection.execute(
-        delete(transcript_entries).where(
-            transcript_entries.c.session_id == session_id, transcript_entries.c.position > length
-        )
-    )
-    _count(connection, session_id, length)
-
-
-def _copy(connection: Connection, from_session_id: str, to_session_id: str, length: int | None) -> None:
+def _copy(connection: Connection, from_session_id: str, to_session_id: str, length: int | None, cuts: Cuts) -> None:
     rows = connection.execute(
         select(counters)
         .where(counters.c.session_id.in_([from_session_id, to_session_id]))
@@ -259,14 +256,20 @@ def _copy(connection: Connection, from_session_id: str, to_session_id: str, leng
         raise not_found()
     if found[to_session_id].transcript_length:
         raise RookeryError(ErrorCode.INVALID_ARGUMENT, "The session to copy to has a transcript already.")
-    available = found[from_session_id].transcript_length
-    length = available if length is None else max(0, min(length, available))
     names = ("position", "subpath", "uuid", "size", "entry")
-    source = select(literal(to_session_id), *(transcript_entries.c[name] for name in names)).where(
-        transcript_entries.c.session_id == from_session_id, transcript_entries.c.position <= length
+    query = select(*(transcript_entries.c[name] for name in names)).where(
+        transcript_entries.c.session_id == from_session_id
     )
-    connection.execute(insert(transcript_entries).from_select(["session_id", *names], source))
-    _count(connection, to_session_id, length)
+    query = _within(query, length, cuts).order_by(transcript_entries.c.position)
+    copied = []
+    for position, row in enumerate(connection.execute(query), start=1):
+        # The CLI looks for its own session's id in the entries that it resumes from.
+        entry = row.entry.replace(from_session_id, to_session_id)
+        values = {"uuid": row.uuid, "subpath": row.subpath, "size": len(entry), "entry": entry}
+        copied.append({"session_id": to_session_id, "position": position, **values})
+    for start in range(0, len(copied), 500):
+        connection.execute(insert(transcript_entries), copied[start : start + 500])
+    _count(connection, to_session_id, len(copied))
 
 
 def _count(connection: Connection, session_id: str, length: int) -> None:

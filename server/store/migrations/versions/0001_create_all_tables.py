@@ -112,6 +112,8 @@ def upgrade() -> None:
         sa.Column("workspace", sa.Text(), nullable=True),
         sa.Column("sandbox_kind", sa.String(), nullable=False),
         sa.Column("sandbox", sa.Text(), nullable=True),
+        sa.Column("transcript_cuts", sa.Text(), nullable=False),
+        sa.Column("pending_notice", sa.Text(), nullable=True),
         sa.Column("owner", sa.String(), nullable=True),
         sa.Column("resident", sa.Boolean(), nullable=False),
         sa.Column("request_id", sa.String(), nullable=True),
@@ -169,6 +171,7 @@ def upgrade() -> None:
         sa.Column("files", sa.Integer(), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("transcript_length", sa.BigInteger(), nullable=False),
+        sa.Column("transcript_cuts", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
             ["session_id"], ["sessions.id"], name=op.f("fk_checkpoints_session_id"), ondelete="CASCADE"
