@@ -1,0 +1,100 @@
+"""Reads from a request where its conversation stands. The scripted model keeps no sessions: all it needs is here,
+so that resumed and forked sessions go on where their conversation does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+_REMINDER: Final = re.compile(r"<system-reminder>.*?</system-reminder>", re.DOTALL)
+
+_INJECTED: Final = (
+    "[Request interrupted by user",
+    "[Tool call did not complete",
+    "<command-",
+    "<local-command-",
+    "<task-notification>",
+    "Continue from where you left off",
+    "Output token limit hit",
+    "Your response was cut off",
+    "Stop hook feedback",
+    "You MUST call the ",
+)
+"""How texts begin that the CLI writes in the user's name (seen in CLI 2.1.330)."""
+
+SUMMARY_REQUEST: Final = "Your task is to create a detailed summary of the conversation"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A request's conversation."""
+
+    prompt: str
+    """The last prompt of the user, without what the CLI added."""
+    answers: int
+    """Messages of the assistant since then."""
+    tool_results: tuple[str, ...]
+    """Texts of the tool results since then."""
+    wants_summary: bool
+    """The CLI asks for a summary to shorten the conversation by."""
+    spoken: tuple[tuple[str, str], ...]
+    """Role and text of all that was said."""
+
+
+def read_conversation(body: Mapping[str, Any]) -> Conversation:
+    """Read a request's ``messages``."""
+    messages = [message for message in body.get("messages") or () if isinstance(message, Mapping)]
+    start, prompt = 0, ""
+    for index, message in enumerate(messages):
+        words = prompt_of(message)
+        if words:
+            start, prompt = index, words
+    since = messages[start:]
+    last = messages[-1] if messages else {}
+    return Conversation(
+        prompt=prompt,
+        answers=sum(message.get("role") == "assistant" for message in since),
+        tool_results=tuple(_text(block) for message in since for block in _blocks(message, "tool_result")),
+        wants_summary=last.get("role") == "user" and SUMMARY_REQUEST in prompt,
+        spoken=tuple(_spoken(messages)),
+    )
+
+
+def prompt_of(message: Mapping[str, Any]) -> str:
+    """The user's own words in a message; empty when there are none, as in one that brings tool results."""
+    if message.get("role") != "user" or any(_blocks(message, "tool_result")):
+        return ""
+    texts = (_REMINDER.sub("", text).strip() for text in _texts(message))
+    return "\n".join(text for text in texts if text and not text.startswith(_INJECTED))
+
+
+def _spoken(messages: list[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    for message in messages:
+        text = "\n".join(_texts(message)) if message.get("role") == "assistant" else prompt_of(message)
+        if text:
+            yield str(message.get("role")), text
+
+
+def _texts(message: Mapping[str, Any]) -> Iterator[str]:
+    content = message.get("content")
+    if isinstance(content, str):
+        yield content
+    for block in _blocks(message, "text"):
+        if isinstance(text := block.get("text"), str):
+            yield text
+
+
+def _blocks(message: Mapping[str, Any], kind: str) -> Iterator[Mapping[str, Any]]:
+    content = message.get("content")
+    if isinstance(content, list):
+        for block in content:
+            if isinstance(block, Mapping) and block.get("type") == kind:
+                yield block
+
+
+def _text(block: Mapping[str, Any]) -> str:
+    """The text of a tool result."""
+    content = block.get("content")
+    return content if isinstance(content, str) else "\n".join(_texts(block))
