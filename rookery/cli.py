@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import anyio
 import typer
 
 if TYPE_CHECKING:
+    from rookery.administration import Command
     from server.settings import Settings
 
 app = typer.Typer(
@@ -21,7 +22,7 @@ app = typer.Typer(
 sessions_app = typer.Typer(no_args_is_help=True, help="Look at sessions, end them, delete old ones.")
 app.add_typer(sessions_app, name="sessions")
 
-USAGE_ERROR = 2
+USAGE_ERROR: Final = 2
 """Exit code of a command that was called wrongly, as typer's own."""
 
 
@@ -99,7 +100,7 @@ def sessions_list(
     """List sessions, newest first."""
     from rookery import administration
 
-    _run(administration.list_sessions, state, limit)
+    _run(administration.list_sessions(state, limit))
 
 
 @sessions_app.command("show")
@@ -107,7 +108,7 @@ def sessions_show(session_id: str) -> None:
     """Show one session with the outcome of its latest turn."""
     from rookery import administration
 
-    _run(administration.show_session, session_id)
+    _run(administration.show_session(session_id))
 
 
 @sessions_app.command("end")
@@ -118,7 +119,7 @@ def sessions_end(
     """End a session for good."""
     from rookery import administration
 
-    _run(administration.end_session, session_id, delete)
+    _run(administration.end_session(session_id, delete))
 
 
 @sessions_app.command("prune")
@@ -126,7 +127,7 @@ def sessions_prune() -> None:
     """Delete ended sessions older than ROOKERY_RETENTION_DAYS."""
     from rookery import administration
 
-    _run(administration.prune_sessions)
+    _run(administration.prune_sessions())
 
 
 @app.command()
@@ -137,7 +138,7 @@ def costs(
     """Show what model requests cost."""
     from rookery import administration
 
-    _run(administration.show_costs, session_id, by)
+    _run(administration.show_costs(session_id, by))
 
 
 def _settings() -> Settings:
@@ -155,14 +156,14 @@ def _settings() -> Settings:
         raise typer.Exit(USAGE_ERROR) from error
 
 
-def _run(command: object, *arguments: object) -> None:
-    """Run a command of :mod:`rookery.administration`; an error of ours becomes a line and an exit code."""
+def _run(command: Command) -> None:
+    """Run a command of :mod:`rookery.administration` with its exit code."""
     from rookery import administration
     from server.telemetry import configure_logging
 
     settings = _settings()
     configure_logging("error")
-    raise typer.Exit(anyio.run(administration.run, settings, command, *arguments))
+    raise typer.Exit(anyio.run(administration.run, settings, command))
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -173,6 +174,6 @@ def _address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _fail(message: str, *, code: int = USAGE_ERROR) -> None:
+def _fail(message: str, *, code: int = USAGE_ERROR) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(code)

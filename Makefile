@@ -1,0 +1,84 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine: `make demo` and `make test`.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SHELL := /bin/sh
+
+# The first Python that is new enough; `make PYTHON=/path/to/python` chooses another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+
+.PHONY: help demo test test-slow lint bench clean system sandbox
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       watch a sandboxed agent at work (needs no credential)"
+	@echo "make test       lint, types and all fast tests"
+	@echo "make test-slow  the tests that take long"
+	@echo "make lint       lint and types alone"
+	@echo "make bench      the benchmarks"
+	@echo "make clean      remove the virtual environment and all caches"
+
+demo: sandbox
+	@$(BIN)/rookery demo
+
+test: lint sandbox
+	$(BIN)/pytest -m "not slow"
+
+test-slow: sandbox
+	$(BIN)/pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: sandbox
+	@for benchmark in benchmarks/[a-z]*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What agents need to run at all; says what to do where it is missing, and never goes on without a sandbox.
+sandbox: $(READY)
+	@$(BIN)/rookery doctor --sandbox
+
+$(READY): pyproject.toml | system
+	@echo "Making the virtual environment in $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install --progress-bar on --editable . --group dev
+	@touch $@
+
+# Programs of the system: installed with apt-get when that is allowed without a password, else the line to run is said.
+system:
+	@if [ "$$(uname -s)" != Linux ]; then \
+		echo "Rookery runs its agents in bubblewrap sandboxes, which need Linux; this is $$(uname -s)."; \
+		echo "Use a Linux machine, or a Linux virtual machine on this one. Agents are never run unsandboxed."; \
+		exit 1; \
+	fi; \
+	if [ -z "$(PYTHON)" ] && command -v python3 >/dev/null; then \
+		echo "Rookery needs Python 3.11 or newer; this machine has $$(python3 --version 2>&1)."; \
+		echo "Install a newer one (on Ubuntu 22.04: sudo apt-get install -y python3.11 python3.11-venv)"; \
+		echo "or name one that you have: make PYTHON=/path/to/python3.12 demo"; \
+		exit 1; \
+	fi; \
+	missing=""; \
+	command -v bwrap >/dev/null || missing="bubblewrap"; \
+	if [ -z "$(PYTHON)" ]; then missing="$$missing python3 python3-venv"; \
+	elif ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		missing="$$missing $$(basename $(PYTHON))-venv"; \
+	fi; \
+	[ -n "$$missing" ] || exit 0; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "Missing: $$missing. Install them with your package manager, then run make again."; exit 1; \
+	elif [ "$$(id -u)" = 0 ]; then root=""; \
+	elif sudo -n true 2>/dev/null; then root="sudo"; \
+	else \
+		echo "Missing: $$missing. Run this, then make again:"; \
+		echo "  sudo apt-get update && sudo apt-get install -y $$missing"; exit 1; \
+	fi; \
+	echo "Installing $$missing"; \
+	$$root apt-get update -q && $$root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing

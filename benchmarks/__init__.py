@@ -1,0 +1,1 @@
+"""Benchmarks: each prints ratios of two things measured in one run, for absolute figures depend on the machine."""

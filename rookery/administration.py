@@ -1,0 +1,152 @@
+"""The commands that look at sessions and costs, or tidy up, beside any server that runs on the same home."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from rookery.application import open_registry
+from server.errors import ErrorCode, RookeryError
+from server.models import Cost, Outcome, SessionState
+from server.requests import CostRequest, ListRequest
+from server.views import CostReport, SessionPage, SessionView
+from tools.arguments import parse_arguments
+from tools.backend import LOCAL_PRINCIPAL, Registry
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+Command = Callable[[Registry, Console], Awaitable[None]]
+
+STATE_STYLES: Final = {
+    SessionState.STARTING: "cyan",
+    SessionState.RUNNING: "cyan",
+    SessionState.AWAITING_APPROVAL: "yellow",
+    SessionState.IDLE: "green",
+    SessionState.ENDED: "dim",
+    SessionState.FAILED: "red",
+}
+
+
+async def run(settings: Settings, command: Command) -> int:
+    """Run a command over the home's registry; the exit code. A typed error becomes one line on stderr."""
+    try:
+        # Nothing is kept warm: the command is over in a moment.
+        async with open_registry(settings.model_copy(update={"warm": 0})) as registry:
+            await command(registry, Console())
+    except* RookeryError as errors:
+        error = _first(errors)
+        Console(stderr=True).print(f"[red]{error.code.value}[/]: {error.message}", highlight=False)
+        return 1
+    return 0
+
+
+def list_sessions(state: str | None, limit: int) -> Command:
+    async def command(registry: Registry, console: Console) -> None:
+        if state is not None and state not in list(SessionState):
+            known = ", ".join(SessionState)
+            raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"There is no such state; the states are {known}.")
+        page = await registry.list(LOCAL_PRINCIPAL, ListRequest(state=state, limit=limit))
+        console.print(sessions_table(page) if page.sessions else "No sessions.")
+
+    return command
+
+
+def show_session(session_id: str) -> Command:
+    async def command(registry: Registry, console: Console) -> None:
+        _show(await registry.get(LOCAL_PRINCIPAL, session_id), console)
+
+    return command
+
+
+def end_session(session_id: str, delete: bool) -> Command:
+    async def command(registry: Registry, console: Console) -> None:
+        deletion = await registry.end(LOCAL_PRINCIPAL, session_id, delete=delete)
+        console.print(f"Session {deletion.session_id} {'was deleted' if deletion.deleted else 'has ended'}.")
+
+    return command
+
+
+def prune_sessions() -> Command:
+    async def command(registry: Registry, console: Console) -> None:
+        console.print(f"{await registry.prune()} session(s) deleted.")
+
+    return command
+
+
+def show_costs(session_id: str | None, by: str | None) -> Command:
+    async def command(registry: Registry, console: Console) -> None:
+        request = parse_arguments(CostRequest, {"session_id": session_id, "group_by": by}, tool="rookery costs")
+        console.print(costs_table(await registry.costs(LOCAL_PRINCIPAL, request)))
+
+    return command
+
+
+def sessions_table(page: SessionPage) -> Table:
+    table = Table("Session", "State", "Turn", "Cost", "Changed (UTC)", "Title")
+    for one in page.sessions:
+        style = STATE_STYLES[one.state]
+        changed = f"{one.updated_at:%Y-%m-%d %H:%M}"
+        table.add_row(one.session_id, f"[{style}]{one.state}[/]", str(one.turn), f"${one.usd:.4f}", changed, one.title)
+    return table
+
+
+def costs_table(report: CostReport) -> Table:
+    """The report as a table, its sum as the last line."""
+    table = Table(report.group_by or "", "Requests", "Input", "Output", "Cache read", "Cache write", "Cost")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for group in report.groups:
+        table.add_row(group.key, *_cells(group.cost))
+    table.add_section()
+    table.add_row("Total", *_cells(report.total), style="bold")
+    return table
+
+
+def _cells(cost: Cost) -> tuple[str, ...]:
+    unpriced = " + unknown" if cost.unpriced_requests else ""
+    return (
+        str(cost.requests),
+        f"{cost.input_tokens:,}",
+        f"{cost.output_tokens:,}",
+        f"{cost.cache_read_tokens:,}",
+        f"{cost.cache_write_tokens:,}",
+        f"${cost.usd:.4f}{unpriced}",
+    )
+
+
+def _show(view: SessionView, console: Console) -> None:
+    table = Table(show_header=False, box=None)
+    for name, value in (
+        ("Session", view.session_id),
+        ("Title", view.title),
+        ("State", _state(view.outcome)),
+        ("Model", view.model or "default"),
+        ("Policy", view.policy),
+        ("Sandbox", view.sandbox),
+        ("Created", f"{view.created_at:%Y-%m-%d %H:%M} UTC"),
+        ("Changed", f"{view.updated_at:%Y-%m-%d %H:%M} UTC"),
+        ("Cost", f"${view.outcome.cost.usd:.4f} of ${view.budget_usd:.2f}" if view.budget_usd else ""),
+        ("Activity", view.activity),
+    ):
+        table.add_row(f"[dim]{name}[/]", value)
+    console.print(table)
+    if view.outcome.error is not None:
+        console.print(f"[red]{view.outcome.error.code.value}[/]: {view.outcome.error.message}", highlight=False)
+    if view.outcome.text:
+        console.print()
+        console.print(view.outcome.text, markup=False, highlight=False)
+
+
+def _state(outcome: Outcome) -> str:
+    stopped = f" ({outcome.stop_reason})" if outcome.stop_reason else ""
+    return f"[{STATE_STYLES[outcome.state]}]{outcome.state}[/], turn {outcome.turn}{stopped}"
+
+
+def _first(errors: BaseExceptionGroup[RookeryError]) -> RookeryError:
+    for member in errors.exceptions:
+        return member if isinstance(member, RookeryError) else _first(member)
+    raise AssertionError("an exception group is never empty")
