@@ -77,7 +77,10 @@ class Janitor:
         if not await store.claim(session.id, self._services.server_id, expect_owner=session.owner):
             return False
         current = await store.session_for_server(session.id)
-        if current.state.is_busy:
+        if current.turn == 0 and current.state is SessionState.STARTING:
+            # A fork that was being filled: the original has all of it, so there is nothing here to restore.
+            await store.move(current.id, SessionState.FAILED)
+        elif current.state.is_busy:
             await self._close_turn(current)
         await store.update_session(session.id, owner=None, resident=False)
         return True

@@ -18,6 +18,7 @@ from server.models import (
     PendingApproval,
     SessionRecord,
     SessionState,
+    TurnRecord,
 )
 from server.requests import CostRequest, ListRequest
 from server.services import Services
@@ -49,7 +50,7 @@ class SessionReader:
 
     async def _outcome(self, session: SessionRecord) -> Outcome:
         store = self._services.store
-        turn = await store.turn(session.id, session.turn)
+        turn = await self._latest_turn(session)
         cost = await store.cost(session.id)
         remaining = None
         if session.budget_nano_usd is not None:
@@ -83,6 +84,12 @@ class SessionReader:
             cursor=await store.last_seq(session.id),
             next=_next(session, bool(pending)),
         )
+
+    async def _latest_turn(self, session: SessionRecord) -> TurnRecord:
+        """The latest turn; an empty one for a fork that had none yet."""
+        if session.turn == 0:
+            return TurnRecord(session_id=session.id, number=0, prompt="", started_at=session.created_at)
+        return await self._services.store.turn(session.id, session.turn)
 
     async def progress(self, principal: str, session_id: str) -> Progress:
         """What the agent does now."""

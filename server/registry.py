@@ -23,12 +23,13 @@ from server.forwarding import Forwarding
 from server.inbox import Leave, StartTurn
 from server.janitor import Janitor
 from server.leases import HEARTBEAT_S, Leases
-from server.models import NANO_USD, ApprovalRecord, SessionRecord, SessionState, TurnRecord
+from server.models import NANO_USD, ApprovalRecord, CheckpointRecord, SessionRecord, SessionState, TurnRecord
 from server.reading import SessionReader
 from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
 from server.session import SessionActor
-from server.views import Deletion
+from server.undo import Undo
+from server.views import Deletion, RewindReport
 from server.workspaces import check_source
 
 log = structlog.get_logger(__name__)
@@ -38,6 +39,9 @@ LEAVE_TIMEOUT_S: Final = 40.0
 
 SHUTDOWN_TIMEOUT_S: Final = 10.0
 """Longest time all actors together get when the server stops; the janitor of the next start mends the rest."""
+
+MAX_FORKS: Final = 16
+"""Most forks made by one call."""
 
 EXPIRY_S: Final = 5.0
 """How often approvals are looked at whose time may be over."""
@@ -58,6 +62,7 @@ class Registry(SessionReader):
         self._closing = False
         self.janitor = Janitor(services, leases, self._actors)
         self._forwarding = Forwarding(services, leases, self._serve_command)
+        self._undo = Undo(services)
         self._answering = Answering(services, self._resume)
 
     # --- starting ---------------------------------------------------------------------------------------------
@@ -215,9 +220,111 @@ class Registry(SessionReader):
                     "one, or have ROOKERY_MAX_SESSIONS raised.",
                 )
             _, oldest = min(idle, key=lambda pair: pair[0])
-            await oldest.leave(Leave.HIBERNATE)
+            await self._put_to_sleep(oldest.session)
+
+    # --- undoing ----------------------------------------------------------------------------------------------
+
+    async def create_checkpoint(self, principal: str, session_id: str, label: str = "") -> CheckpointRecord:
+        """Take a checkpoint of an idle session.
+
+        Raises:
+            RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``, ``sandbox_lost``,
+                ``storage_unavailable``.
+        """
+        async with self._resting(principal, session_id) as session:
+            return await self._undo.checkpoint(session, label)
+
+    async def rewind(
+        self, principal: str, session_id: str, checkpoint_id: str, *, dry_run: bool, conversation: bool
+    ) -> RewindReport:
+        """Take a session's files, and its conversation if asked, back to a checkpoint; a dry run only tells.
+
+        Raises:
+            RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``, ``checkpoint_not_found``,
+                ``sandbox_lost``, ``storage_unavailable``.
+        """
+        async with self._resting(principal, session_id) as session:
+            checkpoint = await self._undo.find(session, checkpoint_id)
+            if not dry_run:
+                await self._put_to_sleep(session)
+            return await self._undo.rewind(session, checkpoint, dry_run=dry_run, conversation=conversation)
+
+    async def fork(
+        self, principal: str, session_id: str, *, prompt: str | None, checkpoint_id: str | None, count: int
+    ) -> list[str]:
+        """New sessions with the files and the conversation of a checkpoint; their ids. The original is not touched.
+
+        Without a checkpoint: from now when the session rests, from the start of its turn when one runs.
+
+        Raises:
+            RookeryError: ``session_not_found``, ``checkpoint_not_found``, ``invalid_argument``,
+                ``too_many_sessions``, ``sandbox_unavailable``, ``storage_unavailable``.
+        """
+        if not 1 <= count <= MAX_FORKS:
+            raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"count: must be from 1 to {MAX_FORKS}.")
+        request = None if prompt is None else PromptRequest(prompt=prompt)
+        session = await self._services.store.session(principal, session_id)
+        checkpoint = await self._fork_point(session, checkpoint_id)
+        ids = []
+        for number in range(1, count + 1):
+            suffix = f" (fork {number} of {count})" if count > 1 else " (fork)"
+            fork = await self._undo.fork(session, checkpoint, f"{session.title[:180]}{suffix}")
+            ids.append(fork.id)
+            if request is not None:
+                async with self._lock(fork.id):
+                    await self._prompt_here(fork, request)
+        return ids
+
+    async def _fork_point(self, session: SessionRecord, checkpoint_id: str | None) -> CheckpointRecord:
+        if checkpoint_id is not None:
+            return await self._undo.find(session, checkpoint_id)
+        if not session.state.is_busy and not await self._forwarding.belongs_elsewhere(session):
+            async with self._lock(session.id):
+                current = await self._services.store.session(session.principal, session.id)
+                if not current.state.is_busy:
+                    return await self._undo.checkpoint(current, "fork")
+        turn = await self._services.store.turn(session.id, session.turn)
+        if turn.checkpoint_id is None:
+            raise RookeryError(
+                ErrorCode.CHECKPOINT_NOT_FOUND,
+                "The session has no checkpoint to fork from yet; try again when its turn has begun.",
+                retryable=True,
+            )
+        return await self._undo.find(session, turn.checkpoint_id)
+
+    @asynccontextmanager
+    async def _resting(self, principal: str, session_id: str) -> AsyncIterator[SessionRecord]:
+        """The session while it is idle, held so that no turn begins.
+
+        Raises:
+            RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``.
+        """
+        session = await self._services.store.session(principal, session_id)
+        if await self._forwarding.belongs_elsewhere(session):
+            raise RookeryError(
+                ErrorCode.SESSION_BUSY,
+                "The session is held by another server process of this home; try again when it sleeps there "
+                "(after ROOKERY_IDLE_S), or ask that process.",
+            )
+        async with self._lock(session_id):
+            current = await self._services.store.session(principal, session_id)
+            if current.state.is_terminal:
+                raise RookeryError(
+                    ErrorCode.SESSION_ENDED, "The session has ended; fork_session still works and goes on from it."
+                )
+            if current.state.is_busy:
+                raise RookeryError(
+                    ErrorCode.SESSION_BUSY, "A turn runs in this session; wait for it or call interrupt_session."
+                )
+            yield current
+
+    async def _put_to_sleep(self, session: SessionRecord) -> None:
+        """End the session's idle agent, so that nothing runs on files that are about to change."""
+        actor = self._actors.get(session.id)
+        if actor is not None:
+            await actor.leave(Leave.HIBERNATE)
             with anyio.move_on_after(LEAVE_TIMEOUT_S):
-                await oldest.stopped.wait()
+                await actor.stopped.wait()
 
     # --- stopping ---------------------------------------------------------------------------------------------
 

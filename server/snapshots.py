@@ -84,3 +84,9 @@ class Snapshots:
             rest = len(names) - MAX_CHANGED_FILES
             return (*names[:MAX_CHANGED_FILES], f"… and {rest:,} more")
         return tuple(names)
+
+
+def workspace_owner(sandbox: Sandbox) -> int | None:
+    """The host uid that the sandbox's files belong to; None when it is the server's own."""
+    uid = sandbox.reference.get("uid")
+    return uid if isinstance(uid, int) else None

@@ -143,3 +143,29 @@ class Deletion(Record):
     state: SessionState
     deleted: bool
     details: dict[str, Any] = Field(default_factory=dict)
+
+
+class FileChange(Record):
+    """One file that differs between two states of a workspace."""
+
+    path: str
+    change: Literal["added", "changed", "removed"]
+    size: int | None = Field(default=None, description="bytes afterwards; null when removed")
+    lines_added: int | None = Field(default=None, description="null for binary or very large files")
+    lines_removed: int | None = None
+
+
+class RewindReport(Record):
+    """What `rewind_files` did, or would do."""
+
+    session_id: str
+    checkpoint_id: str
+    dry_run: bool
+    conversation: bool = Field(description="whether the conversation goes back too")
+    undo_checkpoint_id: str | None = Field(default=None, description="rewind to this to undo; null on a dry run")
+    files_added: int
+    files_changed: int
+    files_removed: int
+    files: tuple[FileChange, ...] = Field(default=(), description="at most 200 of them")
+    skipped: tuple[str, ...] = Field(default=(), description="entries that checkpoints leave out, and why")
+    next: str = ""

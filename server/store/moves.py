@@ -14,25 +14,23 @@ from server.store.events import append
 from server.store.room import Fields, session_row
 from server.store.tables import sessions
 
-MUTABLE: Final = frozenset(
+_FIXED: Final = frozenset(
     {
-        "title",
-        "model",
-        "system_prompt",
-        "policy",
-        "tools",
-        "max_turns",
-        "output_schema",
-        "budget_nano_usd",
-        "workspace",
-        "sandbox_kind",
-        "sandbox",
-        "owner",
-        "resident",
-        "ended_at",
+        "id",
+        "principal",
+        "root_id",
+        "parent_id",
+        "forked_from",
+        "request_id",
+        "created_at",
+        "state",
+        "turn",
+        "updated_at",
+        "labels",
     }
 )
-"""Fields of a session that may change; who it is, whose it is and where it came from never do."""
+"""Who a session is, whose it is and where it came from never changes; state, turn and time change by moves only, and
+labels by :meth:`~server.store.sessions.Sessions.update_session`, which keeps their index."""
 
 
 def move(
@@ -88,9 +86,9 @@ def apply(
 
 def checked(fields: Fields) -> dict[str, Any]:
     """The fields, if all of them may change."""
-    unknown = set(fields) - MUTABLE
-    if unknown:
-        raise TypeError(f"no mutable fields of a session: {', '.join(sorted(unknown))}")
+    refused = set(fields) - (set(SessionRecord.model_fields) - _FIXED)
+    if refused:
+        raise TypeError(f"no mutable fields of a session: {', '.join(sorted(refused))}")
     return dict(fields)
 
 

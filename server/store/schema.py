@@ -9,13 +9,16 @@ leaves the old schema, and the second of two servers finds the work done.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, inspect
 
 from server.store.database import PostgresDatabase, SqliteDatabase
 from server.store.failures import storage_unavailable
 from server.store.tables import SCHEMA_REVISION, metadata
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
@@ -78,14 +81,10 @@ def upgrade(connection: Connection, revision: str | None) -> None:
         RookeryError: ``storage_unavailable`` when this code does not know ``revision``.
     """
     from alembic import command
-    from alembic.config import Config
     from alembic.script import ScriptDirectory
     from alembic.util import CommandError
 
-    config = Config()
-    # A percent sign in a path would be read as an interpolation.
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
+    config = migration_config(connection)
     try:
         ScriptDirectory.from_config(config).get_revision(revision or "base")
     except CommandError as error:
@@ -95,6 +94,17 @@ def upgrade(connection: Connection, revision: str | None) -> None:
             retryable=False,
         ) from error
     command.upgrade(config, "head")
+
+
+def migration_config(connection: Connection) -> Config:
+    """What Alembic needs to know: where the migrations lie, and the connection for them to run on."""
+    from alembic.config import Config
+
+    config = Config()
+    # A percent sign in a path would be read as an interpolation.
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
 
 
 def _check_foreign_keys(connection: Connection) -> None:

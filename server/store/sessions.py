@@ -22,8 +22,10 @@ _BUSY = tuple(state for state in SessionState if state.is_busy)
 class Sessions(Room):
     """The sessions' rows. Every look-up on behalf of a caller is by (principal, id)."""
 
-    async def create_session(self, session: SessionRecord, turn: TurnRecord) -> SessionRecord:
+    async def create_session(self, session: SessionRecord, turn: TurnRecord | None) -> SessionRecord:
         """Write a session with its first turn and the events STATE and TURN_STARTED, as the intent to start it.
+
+        Without a turn (a fork that is being filled) its turn number is 0 and there is no TURN_STARTED.
 
         A ``request_id`` that this principal used before changes nothing: the session it made is returned.
 
@@ -148,12 +150,12 @@ class Sessions(Room):
         )
 
 
-def _create(connection: Connection, session: SessionRecord, turn: TurnRecord) -> SessionRecord:
+def _create(connection: Connection, session: SessionRecord, turn: TurnRecord | None) -> SessionRecord:
     if session.request_id is not None:
         seen = _by_request(connection, session.principal, session.request_id)
         if seen is not None:
             return seen
-    session = session.model_copy(update={"state": SessionState.STARTING, "turn": 1})
+    session = session.model_copy(update={"state": SessionState.STARTING, "turn": 0 if turn is None else 1})
     statement = insert_or(connection, sessions).values(columns(session))
     if session.request_id is not None:
         # On Postgres another process may have written the same request since the look above.
@@ -164,13 +166,12 @@ def _create(connection: Connection, session: SessionRecord, turn: TurnRecord) ->
         return seen
     _write_labels(connection, session.id, session.labels)
     connection.execute(insert(counters), {"session_id": session.id})
-    begun = turn.model_copy(update={"session_id": session.id, "number": 1})
-    connection.execute(insert(turns).values(columns(begun)))
-    entries = [
-        (EventKind.STATE, {"from": None, "to": SessionState.STARTING}),
-        (EventKind.TURN_STARTED, started_data(begun)),
-    ]
-    append(connection, session.id, 1, entries, session.created_at)
+    entries: list[tuple[EventKind, dict[str, Any]]] = [(EventKind.STATE, {"from": None, "to": SessionState.STARTING})]
+    if turn is not None:
+        begun = turn.model_copy(update={"session_id": session.id, "number": 1})
+        connection.execute(insert(turns).values(columns(begun)))
+        entries.append((EventKind.TURN_STARTED, started_data(begun)))
+    append(connection, session.id, session.turn, entries, session.created_at)
     return session
 
 

@@ -39,6 +39,9 @@ _SUBPATH: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}/){0,7}[A-Za
 
 _MAIN: Final = ""
 
+_BATCH: Final = 500
+"""Entries that are looked up or copied at once."""
+
 Cuts = Sequence[tuple[int, int]]
 """Entries (first, last, both included) that a conversation rewind took out. They stay in the store, so that the
 rewind can be undone; a checkpoint records the cuts that there were."""
@@ -199,11 +202,11 @@ def _without_known(
     """The rows whose uuid is neither stored nor among those before it. Rows without uuid are always new."""
     uuids = [row["uuid"] for row in rows if row["uuid"] is not None]
     seen: set[str] = set()
-    for start in range(0, len(uuids), 500):
+    for start in range(0, len(uuids), _BATCH):
         query = select(transcript_entries.c.uuid).where(
             transcript_entries.c.session_id == session_id,
             transcript_entries.c.subpath == subpath,
-            transcript_entries.c.uuid.in_(uuids[start : start + 500]),
+            transcript_entries.c.uuid.in_(uuids[start : start + _BATCH]),
         )
         seen.update(connection.execute(query).scalars())
     fresh = []
@@ -245,31 +248,34 @@ def _subpaths(connection: Connection, session_id: str, length: int | None) -> li
 
 
 def _copy(connection: Connection, from_session_id: str, to_session_id: str, length: int | None, cuts: Cuts) -> None:
-    rows = connection.execute(
+    locked = connection.execute(
         select(counters)
         .where(counters.c.session_id.in_([from_session_id, to_session_id]))
         .order_by(counters.c.session_id)
         .with_for_update()
     ).all()
-    found = {row.session_id: row for row in rows}
+    found = {row.session_id: row for row in locked}
     if len(found) != 2:
         raise not_found()
     if found[to_session_id].transcript_length:
         raise RookeryError(ErrorCode.INVALID_ARGUMENT, "The session to copy to has a transcript already.")
-    names = ("position", "subpath", "uuid", "size", "entry")
-    query = select(*(transcript_entries.c[name] for name in names)).where(
+    names = ("position", "subpath", "uuid", "entry")
+    source = select(*(transcript_entries.c[name] for name in names)).where(
         transcript_entries.c.session_id == from_session_id
     )
-    query = _within(query, length, cuts).order_by(transcript_entries.c.position)
-    copied = []
-    for position, row in enumerate(connection.execute(query), start=1):
-        # The CLI looks for its own session's id in the entries that it resumes from.
-        entry = row.entry.replace(from_session_id, to_session_id)
-        values = {"uuid": row.uuid, "subpath": row.subpath, "size": len(entry), "entry": entry}
-        copied.append({"session_id": to_session_id, "position": position, **values})
-    for start in range(0, len(copied), 500):
-        connection.execute(insert(transcript_entries), copied[start : start + 500])
-    _count(connection, to_session_id, len(copied))
+    source = _within(source, length, cuts).order_by(transcript_entries.c.position).limit(_BATCH)
+    copied, last = 0, 0
+    while rows := connection.execute(source.where(transcript_entries.c.position > last)).all():
+        last = rows[-1].position
+        batch = []
+        for row in rows:
+            copied += 1
+            # The CLI looks for its own session's id in the entries that it resumes from.
+            entry = row.entry.replace(from_session_id, to_session_id)
+            place = {"session_id": to_session_id, "position": copied, "subpath": row.subpath}
+            batch.append({**place, "uuid": row.uuid, "size": len(entry), "entry": entry})
+        connection.execute(insert(transcript_entries), batch)
+    _count(connection, to_session_id, copied)
 
 
 def _count(connection: Connection, session_id: str, length: int) -> None:

@@ -1,8 +1,6 @@
 """What Alembic runs: the migrations on the connection that server/store/schema.py hands over.
 
-A new migration, from the repository's root, with a scratch database::
-
-    python -m tests.unit.store.new_migration "what it does"
+``python -m server.store.migrations "what it does"`` drafts a new one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,248 @@
+"""Going back: checkpoints on demand, rewinding files and conversation, forking from any checkpoint.
+
+Nothing here is final: a rewind first checkpoints the present, and a conversation that is rewound is cut out of view,
+not deleted. The caller holds the session's lock and has made sure that no agent runs in it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import anyio
+
+from server.checkpoints import Changes as TreeChanges
+from server.errors import ErrorCode, RookeryError
+from server.launching import open_sandbox
+from server.models import (
+    NANO_USD,
+    CheckpointKind,
+    CheckpointRecord,
+    EventKind,
+    SessionRecord,
+    SessionState,
+)
+from server.services import Services
+from server.snapshots import Snapshots, workspace_owner
+from server.views import FileChange, RewindReport
+
+MAX_SHOWN: Final = 200
+"""Files listed one by one in a report; the counts are of all."""
+
+Cuts = tuple[tuple[int, int], ...]
+
+FORK_NOTICE: Final = (
+    "This conversation was forked: it goes on in a workspace of its own, a copy of the files as they were at this "
+    "point. What happened after it in the original conversation did not happen here."
+)
+
+
+class Undo:
+    """Undoes the work of sessions that have no agent running."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def checkpoint(self, session: SessionRecord, label: str) -> CheckpointRecord:
+        """Take a checkpoint now.
+
+        Raises:
+            RookeryError: ``sandbox_lost``, ``storage_unavailable``.
+        """
+        snapshots = await self._snapshots(session)
+        return await self._taken(snapshots, CheckpointKind.MANUAL, session.turn, label)
+
+    async def find(self, session: SessionRecord, checkpoint_id: str) -> CheckpointRecord:
+        """A checkpoint of the session itself, or of an ancestor from before it was forked off.
+
+        Raises:
+            RookeryError: ``checkpoint_not_found``.
+        """
+        store = self._services.store
+        checkpoint = await store.checkpoint(session.principal, checkpoint_id)
+        kin: SessionRecord | None = session
+        until = None
+        while kin is not None:
+            if checkpoint.session_id == kin.id and (until is None or checkpoint.created_at <= until):
+                return checkpoint
+            if kin.parent_id is None or kin.forked_from is None:
+                break
+            try:
+                fork_point = await store.checkpoint(session.principal, kin.forked_from)
+                until = fork_point.created_at if until is None else min(until, fork_point.created_at)
+                kin = await store.session(session.principal, kin.parent_id)
+            except RookeryError:
+                break
+        raise RookeryError(
+            ErrorCode.CHECKPOINT_NOT_FOUND,
+            "That checkpoint is not one of this session. get_session lists those that it can go back to.",
+        )
+
+    async def rewind(
+        self, session: SessionRecord, checkpoint: CheckpointRecord, *, dry_run: bool, conversation: bool
+    ) -> RewindReport:
+        """Take the workspace back to a checkpoint, exactly; with ``conversation`` the conversation too.
+
+        Raises:
+            RookeryError: ``checkpoint_not_found`` (conversation of another session), ``sandbox_lost``,
+                ``storage_unavailable`` (the old state is intact, or a second rewind completes it).
+        """
+        if conversation and checkpoint.session_id != session.id:
+            raise RookeryError(
+                ErrorCode.CHECKPOINT_NOT_FOUND,
+                "The conversation can go back to this session's own checkpoints only; leave conversation away to "
+                "rewind just the files.",
+            )
+        services = self._services
+        sandbox = await open_sandbox(services, session)
+        assert sandbox.workspace is not None
+        if dry_run:
+            present = await services.checkpoints.take(session.id, sandbox.workspace)
+            changes = await services.checkpoints.compare(present.tree_hash, checkpoint.tree)
+            skipped = tuple(f"{entry.path} ({entry.reason})" for entry in present.skipped)
+            return self._report(session, checkpoint, changes, conversation, skipped=skipped, undo=None)
+        snapshots = Snapshots(services, session)
+        snapshots.attach(sandbox)
+        undo = await self._taken(snapshots, CheckpointKind.UNDO, session.turn, f"before rewinding to {checkpoint.id}")
+        changes = await services.checkpoints.compare(undo.tree, checkpoint.tree)
+        await services.checkpoints.restore(
+            session.id, sandbox.workspace, checkpoint.tree, owner=workspace_owner(sandbox)
+        )
+        await self._write_down(session, checkpoint, undo, changes, conversation)
+        return self._report(session, checkpoint, changes, conversation, skipped=(), undo=undo.id)
+
+    async def _write_down(
+        self,
+        session: SessionRecord,
+        checkpoint: CheckpointRecord,
+        undo: CheckpointRecord,
+        changes: TreeChanges,
+        conversation: bool,
+    ) -> None:
+        store = self._services.store
+        counts = {"added": len(changes.added), "changed": len(changes.changed), "removed": len(changes.removed)}
+        if conversation:
+            cuts = cut_after(checkpoint.transcript_cuts, checkpoint.transcript_length, undo.transcript_length)
+            await store.update_session(session.id, transcript_cuts=cuts, pending_notice=None)
+        else:
+            notice = (
+                f"The files in the workspace were taken back to how they were at an earlier point (turn "
+                f"{checkpoint.turn}): {counts['added']} came back, {counts['changed']} changed, {counts['removed']} "
+                "were removed. Look at files again before you rely on what you remember of them."
+            )
+            await store.update_session(session.id, pending_notice=notice)
+        data = {"checkpoint_id": checkpoint.id, "undo_checkpoint_id": undo.id, "conversation": conversation, **counts}
+        await store.append_events(session.id, session.turn, [(EventKind.REWIND, data)])
+
+    async def fork(self, session: SessionRecord, checkpoint: CheckpointRecord, title: str) -> SessionRecord:
+        """A new idle session with the files and the conversation of a checkpoint; the original is not touched.
+
+        Raises:
+            RookeryError: ``sandbox_unavailable``, ``storage_unavailable``; nothing is left behind then.
+        """
+        services, store = self._services, self._services.store
+        now = services.clock.now()
+        record = session.model_copy(
+            update={
+                "id": services.clock.session_id(),
+                "parent_id": session.id,
+                "forked_from": checkpoint.id,
+                "state": SessionState.STARTING,
+                "turn": 0,
+                "title": title,
+                "workspace": None,
+                "sandbox": None,
+                "transcript_cuts": (),
+                "pending_notice": FORK_NOTICE,
+                "owner": services.server_id,
+                "resident": False,
+                "request_id": None,
+                "budget_nano_usd": session.budget_nano_usd or round(services.settings.default_budget_usd * NANO_USD),
+                "created_at": now,
+                "updated_at": now,
+                "ended_at": None,
+            }
+        )
+        created = await store.create_session(record, None)
+        try:
+            await store.copy_transcript(
+                checkpoint.session_id, created.id, checkpoint.transcript_length, cuts=checkpoint.transcript_cuts
+            )
+            sandbox = await open_sandbox(services, created)
+            assert sandbox.workspace is not None
+            await services.checkpoints.materialise(checkpoint.tree, sandbox.workspace, owner=workspace_owner(sandbox))
+        except BaseException:
+            await self._discard(created)
+            raise
+        data = {"child_session_id": created.id, "checkpoint_id": checkpoint.id}
+        await store.append_events(session.id, session.turn, [(EventKind.FORK, data)])
+        return await store.move(created.id, SessionState.IDLE, owner=None)
+
+    async def _discard(self, session: SessionRecord) -> None:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(30):
+            current = await self._services.store.move(session.id, SessionState.FAILED, owner=None)
+            if current.sandbox is not None:
+                sandbox = await open_sandbox(self._services, current)
+                await sandbox.destroy()
+            await self._services.store.delete_session(session.principal, session.id)
+
+    async def _snapshots(self, session: SessionRecord) -> Snapshots:
+        snapshots = Snapshots(self._services, session)
+        snapshots.attach(await open_sandbox(self._services, session))
+        return snapshots
+
+    async def _taken(self, snapshots: Snapshots, kind: CheckpointKind, turn: int, label: str) -> CheckpointRecord:
+        record = await snapshots.take(kind, turn, label)
+        if record is None:
+            raise RookeryError(ErrorCode.SANDBOX_LOST, "The session's files are not within reach of this server.")
+        return record
+
+    def _report(
+        self,
+        session: SessionRecord,
+        checkpoint: CheckpointRecord,
+        changes: TreeChanges,
+        conversation: bool,
+        *,
+        skipped: tuple[str, ...],
+        undo: str | None,
+    ) -> RewindReport:
+        shown = tuple(
+            FileChange(
+                path=entry.path,
+                change=entry.change,
+                size=entry.size,
+                lines_added=entry.lines_added,
+                lines_removed=entry.lines_removed,
+            )
+            for entry in changes.entries[:MAX_SHOWN]
+        )
+        again = f'session_id="{session.id}"'
+        follow = (
+            f'Call rewind_files({again}, checkpoint_id="{checkpoint.id}", dry_run=false) to do it.'
+            if undo is None
+            else f'Call continue_session({again}, prompt=…), or rewind_files({again}, checkpoint_id="{undo}") to undo.'
+        )
+        return RewindReport(
+            session_id=session.id,
+            checkpoint_id=checkpoint.id,
+            dry_run=undo is None,
+            conversation=conversation,
+            undo_checkpoint_id=undo,
+            files_added=len(changes.added),
+            files_changed=len(changes.changed),
+            files_removed=len(changes.removed),
+            files=shown,
+            skipped=skipped,
+            next=follow,
+        )
+
+
+def cut_after(cuts: Cuts, length: int, present: int) -> Cuts:
+    """The cuts of a conversation that goes back to a moment.
+
+    Args:
+        cuts: those that there were at that moment.
+        length: entries that the transcript had then.
+        present: entries that it has now.
+    """
+    return (*cuts, (length + 1, present)) if present > length else cuts
