@@ -118,29 +118,31 @@ class ScriptedModel:
 
     def _next(self, messages: list[Message], body: Mapping[str, Any], conversation: Conversation) -> Message:
         """The message whose turn it is: as many went before as the conversation holds answers."""
-        before = conversation.answers
+        before, broken = conversation.answers, conversation.broken
         for index, message in enumerate(messages):
             if message.failure is not None:
-                if before == 0 and self._fails(index, message.failure, body):
-                    return message
+                if before == 0:
+                    if self._fails(index, message.failure, body, broken):
+                        return message
+                    broken -= min(broken, message.failure.times or 0)
                 continue
             if before == 0:
                 return message
             before -= 1
         return _said("(The scenario is over.)")
 
-    def _fails(self, index: int, failure: Step, body: Mapping[str, Any]) -> bool:
+    def _fails(self, index: int, failure: Step, body: Mapping[str, Any], broken: int) -> bool:
         """Whether a failing message fails this time. The one thing that a conversation does not show is how often
-        it was sent, so this is counted here, for each conversation of each session."""
-        if failure.times is None:
-            return True
+        it was sent as it is, so this is counted here, for each conversation of each session."""
+        if failure.times is None or broken >= failure.times:
+            return failure.times is None
         identity = json.dumps([index, body.get("messages"), body.get("metadata")], sort_keys=True)
         key = hashlib.sha256(identity.encode()).digest()
         attempts = self._attempts.pop(key, 0)
         self._attempts[key] = attempts + 1
         while len(self._attempts) > MAX_ATTEMPTS_KEPT:
             self._attempts.popitem(last=False)
-        return attempts < failure.times
+        return broken + attempts < failure.times
 
 
 def _said(text: str) -> Message:

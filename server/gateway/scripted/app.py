@@ -67,8 +67,8 @@ class ScriptedApp:
                 await _send_error(send, answer.failure)
             elif body.get("stream") is True:
                 await _send_events(send, answer)
-            elif answer.failure is None:
-                await _send(send, 200, document(answer), answer.id)
+            else:
+                await _send_document(send, answer)
             group.cancel_scope.cancel()
 
 
@@ -82,6 +82,21 @@ async def _send_events(send: Send, answer: Answer) -> None:
         # Returning in the midst of a body makes the HTTP server break the connection.
         return
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send_document(send: Send, answer: Answer) -> None:
+    failure = answer.failure
+    if failure is not None and failure.error_event is not None:
+        message = failure.message or f"The scenario sends {failure.error_event}."
+        await _send(send, ERROR_STATUS.get(failure.error_event, 500), error_body(failure.error_event, message))
+    elif failure is not None:
+        # A head without its body makes the HTTP server break the connection.
+        length = (b"content-length", b"1000")
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", JSON.encode()), length]}
+        )
+    else:
+        await _send(send, 200, document(answer), answer.id)
 
 
 async def _send_error(send: Send, failure: Step) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 _REMINDER: Final = re.compile(r"<system-reminder>.*?</system-reminder>", re.DOTALL)
@@ -19,10 +20,14 @@ _INJECTED: Final = (
     "Continue from where you left off",
     "Output token limit hit",
     "Your response was cut off",
+    "Your response above was cut off",
     "Stop hook feedback",
     "You MUST call the ",
 )
 """How texts begin that the CLI writes in the user's name (seen in CLI 2.1.330)."""
+
+CUT_OFF: Final = "Your response above was cut off mid-stream"
+"""How the CLI asks for the rest when a stream broke and some of it was kept as a message of its own."""
 
 SUMMARY_REQUEST: Final = "Your task is to create a detailed summary of the conversation"
 
@@ -34,7 +39,9 @@ class Conversation:
     prompt: str
     """The last prompt of the user, without what the CLI added."""
     answers: int
-    """Messages of the assistant since then."""
+    """Finished messages of the assistant since then."""
+    broken: int
+    """Attempts at the next message that broke off and left a piece in the conversation."""
     tool_results: tuple[str, ...]
     """Texts of the tool results since then."""
     wants_summary: bool
@@ -53,13 +60,28 @@ def read_conversation(body: Mapping[str, Any]) -> Conversation:
             start, prompt = index, words
     since = messages[start:]
     last = messages[-1] if messages else {}
+    answers, broken = _answers(since)
     return Conversation(
         prompt=prompt,
-        answers=sum(message.get("role") == "assistant" for message in since),
+        answers=answers,
+        broken=broken,
         tool_results=tuple(_text(block) for message in since for block in _blocks(message, "tool_result")),
         wants_summary=last.get("role") == "user" and SUMMARY_REQUEST in prompt,
         spoken=tuple(_spoken(messages)),
     )
+
+
+def _answers(messages: list[Mapping[str, Any]]) -> tuple[int, int]:
+    """Finished messages of the assistant, and pieces of broken ones after the last of them."""
+    finished = pieces = 0
+    for message, following in pairwise([*messages, {}]):
+        if message.get("role") != "assistant":
+            continue
+        if any(text.startswith(CUT_OFF) for text in _texts(following)):
+            pieces += 1
+        else:
+            finished, pieces = finished + 1, 0
+    return finished, pieces
 
 
 def prompt_of(message: Mapping[str, Any]) -> str:
