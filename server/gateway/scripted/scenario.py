@@ -11,7 +11,7 @@ these keys; the others in its row go with it:
 ``structured`` the answer in the form of the output schema, given by the StructuredOutput tool
 ``reply_with`` text made of the request: see :class:`Echo`
 ``delay_s``    silence; as the first step of a message it comes before the response begins
-``usage``      figures of the message it stands in or right after, as they are to be sent; null sends none
+``usage``      the message's figures as they are to be sent, null for none; stands before its tool call
 ``stop_reason`` ends the message with this reason
 ``error``      an HTTP status instead of a message; with ``error_type``, ``message``, ``retry_after``,
                ``should_retry``, ``times`` (how many attempts fail; without it, all do)
@@ -141,6 +141,8 @@ def messages_of(steps: Sequence[Step]) -> list[Message]:
     for step in steps:
         match step.action:
             case "usage":
+                if current.calls_tools:
+                    close()
                 current.usage = step.usage if step.usage is not None else {}
             case "stop_reason":
                 current.stop_reason = step.stop_reason
