@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from server.store import Store, open_store
 from tests.unit.store.records import SteppingClock
@@ -25,22 +26,23 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'home' / 'rookery.db'}"
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.skipif(not POSTGRES, reason="no server"))])
+@pytest.fixture(params=["sqlite", "postgres"] if POSTGRES else ["sqlite"])
 async def url(request: pytest.FixtureRequest, sqlite_url: str) -> AsyncIterator[str]:
     """An empty database."""
     if request.param == "sqlite":
         yield sqlite_url
         return
-    import asyncpg
-
+    server = make_url(str(POSTGRES)).set(drivername="postgresql+asyncpg")
     name = f"rookery_test_{secrets.token_hex(6)}"
-    admin = await asyncpg.connect(POSTGRES)
+    admin = create_async_engine(server, isolation_level="AUTOCOMMIT")
     try:
-        await admin.execute(f"CREATE DATABASE {name}")
-        yield make_url(str(POSTGRES)).set(database=name).render_as_string(hide_password=False)
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        async with admin.connect() as connection:
+            await connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        yield server.set(database=name).render_as_string(hide_password=False)
+        async with admin.connect() as connection:
+            await connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
-        await admin.close()
+        await admin.dispose()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import anyio
 import pytest
@@ -149,11 +150,12 @@ async def test_moving_a_missing_session_says_not_found(store: Store) -> None:
 async def test_who_a_session_is_cannot_be_changed(store: Store) -> None:
     await started(store, "s1")
 
-    for fields in ({"principal": BOB}, {"id": "s2"}, {"turn": 7}, {"state": "idle"}):
+    fixed: list[dict[str, Any]] = [{"principal": BOB}, {"id": "s2"}, {"turn": 7}, {"state": "idle"}]
+    for fields in fixed:
         with pytest.raises(TypeError):
             await store.update_session("s1", **fields)
         with pytest.raises(TypeError):
-            await store.move("s1", SessionState.RUNNING, **{**fields, "created_at": START})
+            await store.move("s1", SessionState.RUNNING, **fields)
 
     assert (await store.session(ALICE, "s1")).state is SessionState.STARTING
 

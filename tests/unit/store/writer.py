@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import partial
 from itertools import count
 
 import anyio
@@ -55,4 +56,5 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, *sys.argv[1:])
+    url, what, *rest = sys.argv[1:]
+    anyio.run(partial(main, url, what, *rest))
