@@ -82,14 +82,18 @@ def demo(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Check only what agents need to run; say only what is wrong.")
+    ] = False,
+) -> None:
     """Check what Rookery needs on this machine, with the remedy for each thing that is missing."""
     settings = _settings()
     from rookery.doctor import run_doctor
     from server.telemetry import configure_logging
 
     configure_logging("error")
-    raise typer.Exit(anyio.run(run_doctor, settings))
+    raise typer.Exit(anyio.run(run_doctor, settings, sandbox))
 
 
 @sessions_app.command("list")

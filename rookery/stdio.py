@@ -87,13 +87,11 @@ class LineFramer:
         if self._size <= self._max_line:
             self._parts.append(part)
             return
-        if self._parts:
-            kept = b"".join(self._parts)
-            self._head, self._tail = kept[:_EDGE], kept[-_EDGE:]
-            self._parts.clear()
-        elif not self._head:
-            self._head = part[:_EDGE]
-        self._tail = (self._tail + part)[-_EDGE:]
+        # From here on only the two ends are kept; what had been gathered is their beginning.
+        seen = b"".join([*self._parts, part])
+        self._parts.clear()
+        self._head = (self._head + seen[:_EDGE])[:_EDGE]
+        self._tail = (self._tail + seen)[-_EDGE:]
 
     def _take(self) -> bytes | TooLong:
         too_long = self._size > self._max_line

@@ -39,6 +39,13 @@ _EXPECTED: Final[Mapping[str, str]] = {
     "tuple_type": "must be a list",
 }
 
+_BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
 
 def parse_arguments(model: type[Arguments], arguments: Mapping[str, Any], *, tool: str) -> Arguments:
     """Check a call's arguments.
@@ -126,14 +133,9 @@ def _fault(model: type[BaseModel], details: pydantic_core.ErrorDetails, tool: st
         return f"`{name}` is not known to {tool}{takes}"
     if kind in _EXPECTED:
         return f"`{name}` {_EXPECTED[kind]}"
-    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        relation = {
-            "greater_than": f"greater than {context['gt']:g}",
-            "greater_than_equal": f"at least {context['ge']:g}",
-            "less_than": f"less than {context['lt']:g}",
-            "less_than_equal": f"at most {context['le']:g}",
-        }[kind]
-        return f"`{name}` must be {relation}"
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        return f"`{name}` must be {words} {context[key]:g}"
     if kind in ("literal_error", "enum"):
         return f"`{name}` must be one of {context.get('expected')}"
     if kind == "string_pattern_mismatch":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from pydantic import Field
+
 from server.requests import CostRequest
 from server.views import CostReport
 from tools import rendering
@@ -12,7 +14,7 @@ from tools.sessions import SessionId
 
 
 class CostArguments(CostRequest):
-    session_id: SessionId | None = None
+    session_id: SessionId | None = Field(default=None, description="one session; without it, all of yours")
 
 
 async def get_costs(call: Call, arguments: CostArguments) -> CostReport:
