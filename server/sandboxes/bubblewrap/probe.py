@@ -1,0 +1,146 @@
+"""Whether this machine can make sandboxes, and the one line that mends it where it cannot."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.to_thread
+
+from server.errors import RookeryError
+from server.sandboxes.base import CLI, Check, SandboxSpec
+from server.sandboxes.bubblewrap.cgroups import ControlGroups
+from server.sandboxes.bubblewrap.identity import identity_range
+
+if TYPE_CHECKING:
+    from server.sandboxes.bubblewrap.provider import BubblewrapProvider
+
+_OLDEST: Final = (0, 8)
+"""The first bubblewrap with ``--disable-userns``."""
+_TRIAL_S: Final = 30.0
+_INSTALL: Final = "sudo apt-get install -y bubblewrap"
+_APPARMOR_REMEDY: Final = (
+    r"printf 'abi <abi/4.0>,\ninclude <tunables/global>\nprofile bwrap /usr/bin/bwrap flags=(unconfined) "
+    r"{\n  userns,\n}\n' | sudo tee /etc/apparmor.d/bwrap && sudo apparmor_parser -r /etc/apparmor.d/bwrap"
+)
+
+
+async def probe(provider: BubblewrapProvider, home: Path, cli: Path) -> list[Check]:
+    """All findings, in the order in which they should be mended. The last tries a real sandbox; never raises."""
+    if platform.system() != "Linux":
+        found = f"{platform.system()}: bubblewrap exists on Linux only"
+        return [Check("platform", False, found, "export ROOKERY_SANDBOX=e2b")]
+    checks = [Check("platform", True, f"Linux {platform.release()}, {platform.machine()}")]
+    checks += await anyio.to_thread.run_sync(_look, cli)
+    if all(check.ok for check in checks):
+        checks.append(await _trial(provider, home))
+    return checks
+
+
+def _look(cli: Path) -> list[Check]:
+    return [_bubblewrap(), *_user_namespaces(), _cli(cli), _identity(), _control_groups()]
+
+
+def _bubblewrap() -> Check:
+    program = shutil.which("bwrap")
+    if program is None:
+        return Check("bubblewrap", False, "not installed", _INSTALL)
+    try:
+        text = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("bubblewrap", False, f"does not run: {error}", _INSTALL)
+    numbers = re.search(r"(\d+)\.(\d+)", text)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < _OLDEST:
+        return Check("bubblewrap", False, f"{text.strip() or 'unknown version'}; 0.8.0 or newer is needed", _INSTALL)
+    return Check("bubblewrap", True, text.strip())
+
+
+def _setting(name: str) -> int | None:
+    try:
+        return int(Path("/proc/sys", name).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _user_namespaces() -> list[Check]:
+    name = "user namespaces"
+    if _setting("user/max_user_namespaces") == 0:
+        return [Check(name, False, "forbidden by a limit", "sudo sysctl -w user.max_user_namespaces=15000")]
+    if _setting("kernel/unprivileged_userns_clone") == 0:
+        return [Check(name, False, "forbidden for users", "sudo sysctl -w kernel.unprivileged_userns_clone=1")]
+    profiled = any(Path("/etc/apparmor.d", profile).exists() for profile in ("bwrap", "bwrap-userns-restrict"))
+    if _setting("kernel/apparmor_restrict_unprivileged_userns") == 1 and not profiled:
+        return [Check(name, False, "forbidden by AppArmor for programs without a profile", _APPARMOR_REMEDY)]
+    return [Check(name, True, "allowed")]
+
+
+def _cli(cli: Path) -> Check:
+    if not cli.is_file() or not os.access(cli, os.X_OK):
+        return Check(
+            "agent CLI", False, "not found or not executable", "pip install --force-reinstall claude-agent-sdk"
+        )
+    return Check("agent CLI", True, f"{cli.stat().st_size >> 20} MiB")
+
+
+def _identity() -> Check:
+    """For information: a sandbox without a uid of its own still has its own user namespace."""
+    if os.geteuid() != 0:
+        return Check("sandbox user", True, "the server's own user, in a user namespace")
+    try:
+        allowed = identity_range()
+    except OSError:
+        allowed = None
+    if allowed is None:
+        return Check("sandbox user", True, "the server's own user: this user namespace has no other to give")
+    return Check("sandbox user", True, f"an unprivileged uid of its own for each ({allowed.start} and up)")
+
+
+def _control_groups() -> Check:
+    """For information: without them memory and CPU of a sandbox are not bounded."""
+    controllers = ControlGroups().controllers
+    if not controllers:
+        remedy = "systemd-run --user --scope -p Delegate=yes rookery serve"
+        return Check("control groups", True, "none to write to: memory and CPU are not bounded", remedy)
+    missing = sorted({"memory", "pids", "cpu"} - controllers)
+    text = ", ".join(sorted(controllers)) + (f"; not bounded: {', '.join(missing)}" if missing else "")
+    return Check("control groups", True, text)
+
+
+async def _trial(provider: BubblewrapProvider, home: Path) -> Check:
+    """Make a sandbox, run the CLI in it for its version, remove it."""
+    started = time.monotonic()
+    token = secrets.token_hex(8)
+    try:
+        directory = home / "system"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        address = directory / f"probe-{token}.sock"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(address))
+            try:
+                address.chmod(0o666)
+                with anyio.fail_after(_TRIAL_S):
+                    sandbox = await provider.create(SandboxSpec(session_id=f"probe-{token}", gateway_socket=address))
+                    try:
+                        result = await sandbox.run([CLI, "--version"], timeout_s=_TRIAL_S)
+                    finally:
+                        await sandbox.destroy()
+            finally:
+                address.unlink(missing_ok=True)
+    except RookeryError as error:
+        return Check("trial", False, f"{error.message} ({error.detail})", "bwrap --unshare-all --ro-bind / / true")
+    except (OSError, TimeoutError) as error:
+        return Check("trial", False, f"{type(error).__name__}: {error}", "bwrap --unshare-all --ro-bind / / true")
+    if result.exit_code != 0:
+        text = result.stderr.decode(errors="replace").strip()[-500:]
+        return Check("trial", False, f"the CLI ended with {result.exit_code}: {text}", "rookery doctor")
+    spent = time.monotonic() - started
+    return Check("trial", True, f"{result.stdout.decode(errors='replace').strip()}, {spent:.2f} s")

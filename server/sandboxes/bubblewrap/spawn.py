@@ -1,0 +1,217 @@
+"""Starting bubblewrap: descriptors, the launcher's plan, and the wait until the sandbox stands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from server.sandboxes.bubblewrap.disk import DiskWatch
+from server.sandboxes.bubblewrap.limits import OOM_SCORE
+from server.sandboxes.bubblewrap.process import STDERR_KEPT, InitProcess, SandboxProcess, Streams
+
+OPTIONS_DESCRIPTOR: Final = 3
+SECCOMP_DESCRIPTOR: Final = 4
+INFO_DESCRIPTOR: Final = 5
+READY_DESCRIPTOR: Final = 6
+"""Their numbers inside; the starter's shell knows digits only."""
+
+STAGE: Final = "/tmp"  # noqa: S108 - exists everywhere and is covered in a private mount namespace
+_START_TIMEOUT_S: Final = 30.0
+_ABANDON_S: Final = 0.2
+_LAUNCHER: Final = Path(__file__).with_name("launcher.py")
+
+
+class LaunchError(Exception):
+    """The sandbox did not come to stand. The text is for the log only."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """All that one start needs."""
+
+    program: str
+    """bubblewrap, absolute."""
+    options: Sequence[str]
+    command: Sequence[str]
+    seccomp: bytes
+    limits: Mapping[int, int]
+    groups: Sequence[str] = ()
+    identity: int | None = None
+    """The uid and gid to become; None: stay who the server is."""
+    binds: Mapping[str, str] = field(default_factory=dict)
+    """Name in the stage → source on the host; only with ``identity``."""
+
+    def plan(self, descriptors: Mapping[int, int]) -> bytes:
+        """The launcher's plan. ``descriptors``: number in this process → number that bubblewrap knows."""
+        words = ["parent", str(os.getpid())]
+        for number, wanted in descriptors.items():
+            words += ["descriptor", str(number), str(wanted)]
+        for group in self.groups:
+            words += ["group", group]
+        words += ["oom", str(OOM_SCORE)]
+        for limit, value in self.limits.items():
+            words += ["limit", str(limit), str(value)]
+        if self.identity is not None:
+            words += ["stage", STAGE]
+            for name, source in self.binds.items():
+                words += ["bind", source, name]
+            words += ["identity", str(self.identity), str(self.identity)]
+        words += ["run", self.program, "--args", str(OPTIONS_DESCRIPTOR), "--", *self.command]
+        return os.fsencode("\0".join(words))
+
+
+def _in_memory(name: str, content: bytes) -> int:
+    descriptor = os.memfd_create(name)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+async def start(
+    launch: Launch,
+    *,
+    released: Callable[[SandboxProcess], None],
+    disk: DiskWatch | None = None,
+    stderr_kept: int = STDERR_KEPT,
+) -> SandboxProcess:
+    """Start a sandbox and wait until its command is about to run.
+
+    Must be called on the event loop's own thread: the sandbox dies with the thread that started it.
+
+    Args:
+        released, disk, stderr_kept: see :class:`~.process.SandboxProcess`.
+
+    Raises:
+        LaunchError: it did not come to stand; nothing of it is left.
+    """
+    with contextlib.ExitStack() as kept, contextlib.ExitStack() as temporary:
+        try:
+            spawned = _spawn(launch, kept, temporary)
+        except OSError as error:
+            raise LaunchError(f"the launcher could not be started: {error}") from error
+        try:
+            init_pid = await _until_ready(spawned)
+            init = InitProcess(init_pid, os.pidfd_open(init_pid))
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                code = await _abandon(spawned)
+            if isinstance(error, LaunchError | OSError | ValueError):
+                raise LaunchError(f"{error}; status {code}: {_said(spawned.streams.stderr)}") from error
+            raise
+        kept.pop_all()
+    return SandboxProcess(
+        spawned.monitor,
+        spawned.descriptor,
+        init,
+        spawned.streams,
+        released=released,
+        disk=disk,
+        stderr_kept=stderr_kept,
+    )
+
+
+@dataclass(frozen=True)
+class _Spawned:
+    """A launcher that runs, and our ends of what it shares with us."""
+
+    monitor: subprocess.Popen[bytes]
+    descriptor: int
+    """Its pidfd."""
+    streams: Streams
+    ready: int
+    info: int
+
+
+def _spawn(launch: Launch, kept: contextlib.ExitStack, temporary: contextlib.ExitStack) -> _Spawned:
+    """Start the launcher. ``kept`` closes what a running sandbox goes on to need, ``temporary`` the rest."""
+    with contextlib.ExitStack() as theirs:
+
+        def own(descriptor: int, stack: contextlib.ExitStack) -> int:
+            stack.callback(os.close, descriptor)
+            return descriptor
+
+        host, inside = [], []
+        for _ in range(3):
+            mine, other = socket.socketpair()
+            host.append(kept.enter_context(mine))
+            inside.append(theirs.enter_context(other))
+            mine.setblocking(False)
+        stdin, stdout, stderr = host
+        # Each pair serves one direction: what the sandbox writes into its stdin goes nowhere.
+        stdin.shutdown(socket.SHUT_RD)
+        for stream in (stdout, stderr):
+            stream.shutdown(socket.SHUT_WR)
+        ready, ready_inside = os.pipe()
+        info, info_inside = os.pipe()
+        own(ready, temporary)
+        own(info, temporary)
+        options = os.fsencode("".join(f"{word}\0" for word in launch.options))
+        descriptors = {
+            own(_in_memory("options", options), theirs): OPTIONS_DESCRIPTOR,
+            own(_in_memory("seccomp", launch.seccomp), theirs): SECCOMP_DESCRIPTOR,
+            own(info_inside, theirs): INFO_DESCRIPTOR,
+            own(ready_inside, theirs): READY_DESCRIPTOR,
+        }
+        plan = own(_in_memory("plan", launch.plan(descriptors)), theirs)
+        monitor = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_LAUNCHER), str(plan)],
+            stdin=inside[0].fileno(),
+            stdout=inside[1].fileno(),
+            stderr=inside[2].fileno(),
+            pass_fds=[plan, *descriptors],
+            cwd="/",
+            env={},
+            start_new_session=True,
+        )
+        descriptor = own(os.pidfd_open(monitor.pid), kept)
+    return _Spawned(monitor, descriptor, Streams(stdin, stdout, stderr), ready, info)
+
+
+async def _until_ready(spawned: _Spawned) -> int:
+    """Wait for the starter's word; the host's process id of the namespace's first process."""
+    with anyio.move_on_after(_START_TIMEOUT_S):
+        await anyio.wait_readable(spawned.ready)
+        if os.read(spawned.ready, 1) != b".":
+            raise LaunchError("bubblewrap ended before the command ran")
+        document = b""
+        while True:
+            await anyio.wait_readable(spawned.info)
+            piece = os.read(spawned.info, 4096)
+            document += piece
+            with contextlib.suppress(json.JSONDecodeError):
+                return int(json.loads(document)["child-pid"])
+            if not piece:
+                raise LaunchError("bubblewrap told no process id")
+    raise LaunchError(f"the sandbox did not stand after {_START_TIMEOUT_S} s")
+
+
+async def _abandon(spawned: _Spawned) -> int | None:
+    """End a start that failed. The namespace's first process dies with the monitor."""
+    with anyio.move_on_after(_ABANDON_S):
+        # A launcher that failed ends by itself, and its own status says more than ours.
+        await anyio.wait_readable(spawned.descriptor)
+    spawned.monitor.kill()
+    with anyio.move_on_after(_START_TIMEOUT_S):
+        await anyio.wait_readable(spawned.descriptor)
+    return spawned.monitor.poll()
+
+
+def _said(stderr: socket.socket) -> str:
+    with contextlib.suppress(OSError):
+        return stderr.recv(4096).decode(errors="replace").strip()
+    return ""
