@@ -38,7 +38,7 @@ async def run(settings: Settings, command: Command) -> int:
         async with open_registry(settings.model_copy(update={"warm": 0})) as registry:
             await command(registry, Console())
     except* RookeryError as errors:
-        error = _first(errors)
+        error = first_error(errors)
         Console(stderr=True).print(f"[red]{error.code.value}[/]: {error.message}", highlight=False)
         return 1
     return 0
@@ -146,7 +146,8 @@ def _state(outcome: Outcome) -> str:
     return f"[{STATE_STYLES[outcome.state]}]{outcome.state}[/], turn {outcome.turn}{stopped}"
 
 
-def _first(errors: BaseExceptionGroup[RookeryError]) -> RookeryError:
+def first_error(errors: BaseExceptionGroup[RookeryError]) -> RookeryError:
+    """The first error of a group, however deeply task groups have wrapped it."""
     for member in errors.exceptions:
-        return member if isinstance(member, RookeryError) else _first(member)
+        return member if isinstance(member, RookeryError) else first_error(member)
     raise AssertionError("an exception group is never empty")

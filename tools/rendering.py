@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
-from server.models import Cost, Event, EventKind, Outcome, SessionState
+from server.models import Cost, Event, EventKind, Outcome
 from server.views import CostReport, Deletion, FileContent, FileListing, SessionPage, SessionView, TranscriptPage
 
 _MAX_TEXT: Final = 20_000
@@ -14,24 +14,6 @@ _MAX_TEXT: Final = 20_000
 
 _MAX_LINE: Final = 300
 """Longest excerpt of one event."""
-
-
-def next_step(outcome: Outcome) -> str:
-    """What to call next, given where a session stands."""
-    session = f'session_id="{outcome.session_id}"'
-    match outcome.state:
-        case SessionState.STARTING | SessionState.RUNNING:
-            return f'The agent is still working: call wait_for_sessions(session_ids=["{outcome.session_id}"]).'
-        case SessionState.AWAITING_APPROVAL:
-            return "The agent waits for an answer to its pending approvals; then call wait_for_sessions."
-        case SessionState.IDLE if outcome.error is not None:
-            return f"The turn failed; call continue_session({session}, prompt=…) to try again or go on."
-        case SessionState.IDLE:
-            return f"Call continue_session({session}, prompt=…) to go on, or end_session({session}) when it is done."
-        case SessionState.ENDED:
-            return "The session has ended; its transcript, files and costs can still be read."
-        case SessionState.FAILED:
-            return "The session cannot be continued; read what is left and call spawn_agent for a new one."
 
 
 def outcome_text(outcome: Outcome) -> str:

@@ -105,7 +105,7 @@ async def wait_for_sessions(call: Call, arguments: WaitArguments) -> Outcomes:
     waited = await wait_until_settled(
         call, dict.fromkeys(arguments.session_ids, 0), until=arguments.until, wait_s=arguments.wait_s
     )
-    outcomes = tuple(_with_next(outcome) for outcome in waited.outcomes)
+    outcomes = waited.outcomes
     if len(outcomes) == 1:
         following = outcomes[0].next
     elif waited.working:
@@ -118,8 +118,7 @@ async def wait_for_sessions(call: Call, arguments: WaitArguments) -> Outcomes:
 
 async def get_session(call: Call, arguments: SessionArguments) -> SessionView:
     """Show one session: its state, settings, checkpoints, and the outcome of its latest turn."""
-    view = await call.registry.get(call.principal, arguments.session_id)
-    return view.model_copy(update={"outcome": _with_next(view.outcome)})
+    return await call.registry.get(call.principal, arguments.session_id)
 
 
 async def list_sessions(call: Call, arguments: ListArguments) -> SessionPage:
@@ -147,11 +146,8 @@ async def end_session(call: Call, arguments: EndArguments) -> Deletion:
 
 async def _outcome_after(call: Call, session_id: str, *, turn: int, wait_s: float) -> Outcome:
     waited = await wait_until_settled(call, {session_id: turn}, wait_s=wait_s)
-    return _with_next(waited.outcomes[0], _capped(waited))
-
-
-def _with_next(outcome: Outcome, note: str = "") -> Outcome:
-    return outcome.model_copy(update={"next": note + (outcome.next or rendering.next_step(outcome))})
+    (outcome,) = waited.outcomes
+    return outcome.model_copy(update={"next": _capped(waited) + outcome.next})
 
 
 def _capped(waited: Waited) -> str:

@@ -20,8 +20,8 @@ from tools.definition import Call
 DEFAULT_WAIT_S: Final = 45.0
 """Below the smallest limit that a client puts on a tool call (about 60 s), with a margin."""
 
-HEARTBEAT_S: Final = 5.0
-"""Longest silence of a wait: clients take longer ones for a dead server."""
+HEARTBEAT_S: Final = 4.5
+"""Longest pause between two reports, with a margin below the 5 s that are promised."""
 
 _REPORT_EVERY_S: Final = 0.5
 """Shortest time between two reports: an agent may write many events a second."""
@@ -71,6 +71,9 @@ async def wait_until_settled(
     started = time.monotonic()
     bound = min(wait_s, call.max_wait_s)
     reporter = _ProgressReporter(call, tuple(turns), started)
+    # An outcome is read in several steps, so an event between them may be counted in its cursor and missing from its
+    # state. Hence each wait starts from the cursor of the reading before: what that one missed, this one has.
+    seen = dict.fromkeys(turns, 0)
     while True:
         outcomes = [await call.registry.outcome(call.principal, session_id) for session_id in turns]
         settled = [not is_working(one) and one.turn >= turns[one.session_id] for one in outcomes]
@@ -79,14 +82,16 @@ async def wait_until_settled(
         await reporter.report(settled, final=done or left <= 0)
         if done or left <= 0:
             return Waited(tuple(outcomes), call.max_wait_s if not done and wait_s > call.max_wait_s else None)
+        pause = min(left, reporter.due_in())
         # The registry bounds the wait itself; the scope guards against one that does not.
-        with anyio.move_on_after(min(left, HEARTBEAT_S)):
+        with anyio.move_on_after(pause):
             await call.registry.wait_for_change(
                 call.principal,
                 [one.session_id for one, ready in zip(outcomes, settled, strict=True) if not ready],
-                {one.session_id: one.cursor for one in outcomes},
-                min(left, HEARTBEAT_S),
+                seen,
+                pause,
             )
+        seen = {one.session_id: one.cursor for one in outcomes}
 
 
 class _ProgressReporter:
@@ -98,6 +103,10 @@ class _ProgressReporter:
         self._started = started
         self._last_number = 0.0
         self._last_at = -math.inf
+
+    def due_in(self) -> float:
+        """Seconds until the next report must be out."""
+        return HEARTBEAT_S if self._call.report is None else max(0.0, self._last_at + HEARTBEAT_S - time.monotonic())
 
     async def report(self, settled: list[bool], *, final: bool) -> None:
         now = time.monotonic()
@@ -113,4 +122,4 @@ class _ProgressReporter:
         else:
             newest = max(range(len(progress)), key=lambda index: (not settled[index], progress[index].step))
             head = f"{sum(settled)} of {len(settled)} done; {progress[newest].text}"
-        await self._call.report(self._last_number, f"{head} · {elapsed:.0f} s · ${usd:.4f}")
+        await self._call.report(self._last_number, f"{head} · {elapsed:.1f} s · ${usd:.4f}")
