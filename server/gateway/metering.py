@@ -16,8 +16,8 @@ MAX_EVENT: Final = 4 * 1024 * 1024
 """Bytes of one server-sent event that are held to be read. A larger one passes unread, and the usage is marked as
 estimated; it is far above anything the API sends."""
 
-_DELTA_OVERHEAD: Final = 88
-"""Bytes of a ``content_block_delta`` event around its text, on the low side."""
+_DELTA_OVERHEAD: Final = len(b'_delta","text":""}}')
+"""Bytes of a delta around its text, from the end of its type's name on."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class Meter:
     _buffer: bytearray = field(default_factory=bytearray)
     _searched: int = 0
     _skipping: bool = False
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of an unfinished event held back in memory."""
+        return len(self._buffer)
 
     def feed(self, chunk: bytes) -> None:
         """Take in the next bytes of an event stream, cut anywhere."""
@@ -109,8 +114,8 @@ class Meter:
 
     def _event(self, event: bytes) -> None:
         # Nearly all events are deltas: they are measured, not parsed.
-        if event.startswith(b"event: content_block_delta") and b"estimated_tokens" not in event:
-            self._delta_tokens += max(1, math.ceil((len(event) - _DELTA_OVERHEAD) / BYTES_PER_TOKEN))
+        if event.startswith(b"event: content_block_delta") and b'"estimated_tokens"' not in event:
+            self._delta_tokens += _tokens_of_delta(event)
             return
         if event.startswith((b"event: ping", b"event: content_block_st")):
             return
@@ -161,6 +166,14 @@ class Meter:
             self._delta_tokens += tokens
         else:
             self._delta_tokens += max(1, math.ceil(len(json.dumps(delta)) / BYTES_PER_TOKEN))
+
+
+def _tokens_of_delta(event: bytes) -> int:
+    """Tokens of one delta, at least one, from its bytes."""
+    kind = event.find(b"_delta", event.find(b'"delta"'))
+    if event.startswith(b"signature", kind - len(b"signature")):
+        return 0
+    return max(1, math.ceil((len(event) - kind - _DELTA_OVERHEAD) / BYTES_PER_TOKEN))
 
 
 def _event_end(buffer: bytearray, start: int) -> tuple[int, int]:
