@@ -33,14 +33,25 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 }
 """What the provider itself sets. A caller's variable of the same name wins."""
 
+OPTIONS_DESCRIPTOR: Final = 3
+SECCOMP_DESCRIPTOR: Final = 4
+INFO_DESCRIPTOR: Final = 5
+READY_DESCRIPTOR: Final = 6
+STDIN_DESCRIPTOR: Final = 7
+STDOUT_DESCRIPTOR: Final = 8
+"""Numbers of what the host hands to bubblewrap. Of one digit, because the starter's shell knows no others."""
+
 STARTER: Final = (
-    "/bin/sh",
-    "-c",
-    'ulimit -u "$1" 2>/dev/null || ulimit -p "$1" || exit 125; printf . >&"$2"; eval "exec $2>&-"; shift 2; exec "$@"',
-    "starter",
+    f"exec <&{STDIN_DESCRIPTOR} >&{STDOUT_DESCRIPTOR} {STDIN_DESCRIPTOR}<&- {STDOUT_DESCRIPTOR}>&-; "
+    'ulimit -u "$1" 2>/dev/null || ulimit -p "$1" || exit 125; shift; '
+    f'printf . >&{READY_DESCRIPTOR}; exec {READY_DESCRIPTOR}>&-; exec "$@"'
 )
-"""What runs first inside. It bounds the processes of this user namespace (shells differ in the letter), reports that
-the sandbox stands by one byte on the descriptor ``$2``, closes that, and becomes the command."""
+"""What a shell does first inside, after which it becomes the command.
+
+It takes the command's standard input and output from descriptors that bubblewrap passes on but does not keep: the
+first process of the namespace is bubblewrap's, the agent's commands can write into its memory, and so it must not
+hold the stream that the host listens to. It bounds the number of processes (shells differ in the letter), and says by
+one byte that the sandbox stands."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +100,6 @@ def bubblewrap_options(
     layout: SystemLayout,
     limits: base.Limits,
     env: Mapping[str, str],
-    *,
-    seccomp_descriptor: int,
-    info_descriptor: int,
 ) -> list[str]:
     """The options of one sandbox, without the program and without the command.
 
@@ -107,7 +115,7 @@ def bubblewrap_options(
         *("--disable-userns", "--cap-drop", "ALL"),
         *("--hostname", HOST_NAME),
         *("--die-with-parent", "--new-session"),
-        *("--seccomp", str(seccomp_descriptor), "--info-fd", str(info_descriptor)),
+        *("--seccomp", str(SECCOMP_DESCRIPTOR), "--info-fd", str(INFO_DESCRIPTOR)),
     ]
     for directory in layout.directories:
         words += ["--ro-bind", directory, directory]
@@ -137,11 +145,11 @@ def bubblewrap_options(
     return words
 
 
-def inner_command(argv: Sequence[str], *, processes: int, ready_descriptor: int) -> list[str]:
+def inner_command(argv: Sequence[str], *, processes: int) -> list[str]:
     """The command as bubblewrap runs it: the starter, then ``argv``.
 
     Raises:
         ValueError: the command is refused (:func:`check_command`).
     """
     check_command(argv)
-    return [*STARTER, str(processes), str(ready_descriptor), *argv]
+    return ["/bin/sh", "-c", STARTER, "starter", str(processes), *argv]

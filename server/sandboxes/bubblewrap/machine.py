@@ -20,7 +20,7 @@ from server.sandboxes.bubblewrap.layout import SystemLayout
 from server.sandboxes.bubblewrap.limits import resource_limits
 from server.sandboxes.bubblewrap.sealed import sealed_copy
 from server.sandboxes.bubblewrap.seccomp import filter_program
-from server.sandboxes.bubblewrap.spawn import INFO_DESCRIPTOR, READY_DESCRIPTOR, SECCOMP_DESCRIPTOR, STAGE, Launch
+from server.sandboxes.bubblewrap.spawn import STAGE, Launch
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,8 @@ class Machine:
                 self.layout,
                 limits,
                 env,
-                seccomp_descriptor=SECCOMP_DESCRIPTOR,
-                info_descriptor=INFO_DESCRIPTOR,
             )
-            command = inner_command(argv, processes=limits.processes, ready_descriptor=READY_DESCRIPTOR)
+            command = inner_command(argv, processes=limits.processes)
         except ValueError as error:
             raise refused(error) from error
         return Launch(

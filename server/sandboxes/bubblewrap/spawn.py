@@ -15,15 +15,17 @@ from typing import Final
 
 import anyio
 
+from server.sandboxes.bubblewrap.arguments import (
+    INFO_DESCRIPTOR,
+    OPTIONS_DESCRIPTOR,
+    READY_DESCRIPTOR,
+    SECCOMP_DESCRIPTOR,
+    STDIN_DESCRIPTOR,
+    STDOUT_DESCRIPTOR,
+)
 from server.sandboxes.bubblewrap.disk import DiskWatch
 from server.sandboxes.bubblewrap.limits import OOM_SCORE
 from server.sandboxes.bubblewrap.process import STDERR_KEPT, InitProcess, SandboxProcess, Streams
-
-OPTIONS_DESCRIPTOR: Final = 3
-SECCOMP_DESCRIPTOR: Final = 4
-INFO_DESCRIPTOR: Final = 5
-READY_DESCRIPTOR: Final = 6
-"""Their numbers inside; the starter's shell knows digits only."""
 
 STAGE: Final = "/tmp"  # noqa: S108 - exists everywhere and is covered in a private mount namespace
 _START_TIMEOUT_S: Final = 30.0
@@ -166,12 +168,14 @@ def _spawn(launch: Launch, kept: contextlib.ExitStack, temporary: contextlib.Exi
             own(_in_memory("seccomp", launch.seccomp), theirs): SECCOMP_DESCRIPTOR,
             own(info_inside, theirs): INFO_DESCRIPTOR,
             own(ready_inside, theirs): READY_DESCRIPTOR,
+            inside[0].fileno(): STDIN_DESCRIPTOR,
+            inside[1].fileno(): STDOUT_DESCRIPTOR,
         }
         plan = own(_in_memory("plan", launch.plan(descriptors)), theirs)
         monitor = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_LAUNCHER), str(plan)],
-            stdin=inside[0].fileno(),
-            stdout=inside[1].fileno(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=inside[2].fileno(),
             pass_fds=[plan, *descriptors],
             cwd="/",
