@@ -9,10 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import anyio
-
 from server.checkpoints import Checkpoints
 from server.clock import SYSTEM_CLOCK, Clock
+from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Gateway, PriceBook, Upstream, anthropic_upstream
 from server.registry import Registry
@@ -110,9 +109,8 @@ async def _serving(gateway: Gateway) -> AsyncIterator[None]:
     """The gateway on its socket, in a directory that only this user may enter and whose path is short enough."""
     directory = Path(tempfile.mkdtemp(prefix="rookery-"))
     try:
-        async with anyio.create_task_group() as tasks:
+        async with background_tasks() as tasks:
             await tasks.start(gateway.serve, directory / "gateway.sock")
             yield
-            tasks.cancel_scope.cancel()
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 
 from policies import Policy
 from server.answering import Answering
+from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
 from server.forwarding import Forwarding
 from server.inbox import Leave, StartTurn
@@ -493,7 +494,7 @@ async def open_registry(services: Services) -> AsyncIterator[Registry]:
     with leases.hold():
         await services.store.register_server(services.server_id)
         try:
-            async with anyio.create_task_group() as tasks:
+            async with background_tasks() as tasks:
                 registry = Registry(services, leases, tasks)
                 await registry.janitor.reconcile()
                 tasks.start_soon(registry.serve)
@@ -502,7 +503,6 @@ async def open_registry(services: Services) -> AsyncIterator[Registry]:
                 finally:
                     with anyio.CancelScope(shield=True):
                         await registry.close()
-                    tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await services.store.remove_server(services.server_id)

@@ -78,7 +78,7 @@ async def test_a_call_that_the_policy_denies_is_counted_and_the_agent_hears_why(
 
 async def test_an_interrupt_stops_a_tool_at_once_and_the_session_goes_on(tmp_path: Path) -> None:
     async with open_house(tmp_path) as registry:
-        session_id = await spawn(registry, [bash("sleep 300"), {"text": "never"}])
+        session_id = await spawn(registry, [bash("tail -f /dev/null"), {"text": "never"}])
         await seen(registry, session_id, EventKind.TOOL_CALL)
         with anyio.fail_after(10):
             await registry.interrupt(ME, session_id)
@@ -99,7 +99,7 @@ async def test_an_interrupt_stops_a_stream(tmp_path: Path) -> None:
 
 async def test_a_turn_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     async with open_house(tmp_path, turn_timeout_s=2) as registry:
-        outcome = await run(registry, [bash("sleep 300")])
+        outcome = await run(registry, [bash("tail -f /dev/null")])
         assert outcome.stop_reason is StopReason.TIMEOUT
         assert outcome.error is not None
         assert outcome.error.code is ErrorCode.TIMEOUT
@@ -143,7 +143,7 @@ async def test_an_output_schema_is_met_and_a_schema_not_met_is_an_error(tmp_path
         met = await run(registry, [{"structured": {"sum": 5}}, {"text": "done"}], output_schema=schema)
         assert met.structured_output == {"sum": 5}
         assert met.error is None
-        missed = await run(registry, [{"text": "five"}] * 12, output_schema=schema)
+        missed = await run(registry, [{"structured": {"wrong": 1}}] * 12, output_schema=schema)
         assert missed.error is not None
         assert "output_schema" in missed.error.message
 
@@ -184,7 +184,7 @@ async def test_sessions_survive_a_restart_of_the_server(tmp_path: Path) -> None:
 
 async def test_a_stop_of_the_server_interrupts_what_runs_and_the_turn_can_be_continued(tmp_path: Path) -> None:
     async with open_house(tmp_path) as registry:
-        session_id = await spawn(registry, [{"text": "thinking of marmalade"}, bash("sleep 300")])
+        session_id = await spawn(registry, [{"text": "thinking of marmalade"}, bash("tail -f /dev/null")])
         await seen(registry, session_id, EventKind.TOOL_CALL)
     async with open_house(tmp_path) as registry:
         outcome = await registry.outcome(ME, session_id)
@@ -222,7 +222,7 @@ async def test_the_same_request_gives_the_same_session_and_the_same_turn(tmp_pat
 
 async def test_a_busy_an_ended_and_a_missing_session_say_so(tmp_path: Path) -> None:
     async with open_house(tmp_path) as registry:
-        session_id = await spawn(registry, [bash("sleep 60")])
+        session_id = await spawn(registry, [bash("tail -f /dev/null")])
         with pytest.raises(RookeryError) as busy:
             await say(registry, session_id, [{"text": "second"}])
         assert busy.value.code is ErrorCode.SESSION_BUSY
@@ -252,7 +252,7 @@ async def test_a_deleted_session_leaves_nothing_but_its_costs(tmp_path: Path) ->
 
 async def test_when_all_places_are_at_work_a_spawn_is_refused_and_idle_ones_make_room(tmp_path: Path) -> None:
     async with open_house(tmp_path, max_sessions=1) as registry:
-        first = await spawn(registry, [bash("sleep 60")])
+        first = await spawn(registry, [bash("tail -f /dev/null")])
         with pytest.raises(RookeryError) as refused:
             await spawn(registry, [{"text": "second"}])
         assert refused.value.code is ErrorCode.TOO_MANY_SESSIONS

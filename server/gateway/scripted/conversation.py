@@ -85,8 +85,11 @@ def _answers(messages: list[Mapping[str, Any]]) -> tuple[int, int]:
 
 
 def prompt_of(message: Mapping[str, Any]) -> str:
-    """The user's own words in a message; empty when there are none, as in one that brings tool results."""
-    if message.get("role") != "user" or any(_blocks(message, "tool_result")):
+    """The user's own words in a message; empty when there are none, as in one that only brings tool results.
+
+    After an interrupt the results of the stopped tools and the next prompt come in one message.
+    """
+    if message.get("role") != "user":
         return ""
     texts = (_REMINDER.sub("", text).strip() for text in _texts(message))
     return "\n".join(text for text in texts if text and not text.startswith(_INJECTED))
