@@ -33,6 +33,7 @@ STATE_STYLES: Final = {
 
 async def run(settings: Settings, command: Command) -> int:
     """Run a command over the home's registry; the exit code. A typed error becomes one line on stderr."""
+    code = 0
     try:
         # Nothing is kept warm: the command is over in a moment.
         async with open_registry(settings.model_copy(update={"warm": 0})) as registry:
@@ -40,8 +41,8 @@ async def run(settings: Settings, command: Command) -> int:
     except* RookeryError as errors:
         error = first_error(errors)
         Console(stderr=True).print(f"[red]{error.code.value}[/]: {error.message}", highlight=False)
-        return 1
-    return 0
+        code = 1
+    return code
 
 
 def list_sessions(state: str | None, limit: int) -> Command:

@@ -26,8 +26,8 @@ Rookery runs Claude agents for you, each in a sandbox of its own with a file sys
 The loop: spawn → wait → continue.
 1. spawn_agent(prompt=…) starts an agent on a task and answers with an outcome. The agent knows only its prompt and
    its workspace, so say all that it needs.
-2. While the outcome's state is "running", the agent works on: call wait_for_sessions with its session_id, again and
-   again. No call takes longer than about a minute; long work is many waits, never a new spawn.
+2. While the outcome's state is "starting" or "running", the agent works on: call wait_for_sessions with its
+   session_id, again and again. No call takes longer than about a minute; long work is many waits, never a new spawn.
 3. When the state is "idle", the turn has ended: read `text`, and look at the work with list_files and read_file.
    continue_session(session_id, prompt) goes on with the same conversation and files; end_session frees the sandbox.
 Each outcome's `next` says what to call. A turn that failed is an outcome with `error`; a call that failed begins with

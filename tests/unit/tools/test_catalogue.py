@@ -1,0 +1,101 @@
+"""What a client sees of the tools before it calls any."""
+
+from __future__ import annotations
+
+import pytest
+from mcp import Client
+from mcp_types import Tool
+
+from server.errors import ErrorCode, RookeryError
+from tests.surface import ERAS, Era, error_of
+from tools.backend import Registry
+from tools.server import INSTRUCTIONS, build_server
+
+READ_ONLY = {
+    "wait_for_sessions",
+    "get_session",
+    "list_sessions",
+    "read_transcript",
+    "get_costs",
+    "list_files",
+    "read_file",
+}
+DESTRUCTIVE = {"continue_session", "end_session"}
+STARTS_AGENTS = {"spawn_agent", "continue_session"}
+CHANGES_NOTHING_TWICE = READ_ONLY | {"interrupt_session", "end_session"}
+
+
+class FailedBackend:
+    """A backend whose registry could not start."""
+
+    async def registry(self) -> Registry:
+        raise RookeryError(ErrorCode.STORAGE_UNAVAILABLE, "The database cannot be opened: look at ROOKERY_HOME.")
+
+
+@pytest.fixture
+async def tools() -> dict[str, Tool]:
+    async with Client(build_server(FailedBackend())) as client:
+        return {tool.name: tool for tool in (await client.list_tools()).tools}
+
+
+async def test_hints_say_what_reads_what_destroys_and_what_costs(tools: dict[str, Tool]) -> None:
+    hints = {name: tool.annotations for name, tool in tools.items() if tool.annotations is not None}
+    assert {name for name, hint in hints.items() if hint.read_only_hint} == READ_ONLY
+    assert {name for name, hint in hints.items() if hint.destructive_hint} == DESTRUCTIVE
+    assert {name for name, hint in hints.items() if hint.open_world_hint} == STARTS_AGENTS
+    assert {name for name, hint in hints.items() if hint.idempotent_hint} == CHANGES_NOTHING_TWICE
+
+
+async def test_every_tool_has_a_title_a_description_and_both_schemas(tools: dict[str, Tool]) -> None:
+    for tool in tools.values():
+        assert tool.title
+        assert tool.description
+        assert tool.input_schema["type"] == "object"
+        assert tool.output_schema is not None
+        assert tool.output_schema["type"] == "object"
+
+
+async def test_the_main_arguments_are_those_that_the_design_fixes(tools: dict[str, Tool]) -> None:
+    spawn = tools["spawn_agent"].input_schema
+    assert spawn["required"] == ["prompt"]
+    assert set(spawn["properties"]) == {
+        "prompt",
+        "wait_s",
+        "request_id",
+        "title",
+        "model",
+        "system_prompt",
+        "policy",
+        "tools",
+        "max_turns",
+        "budget_usd",
+        "workspace",
+        "output_schema",
+        "labels",
+    }
+    assert spawn["properties"]["wait_s"]["default"] == 45
+    assert set(tools["wait_for_sessions"].input_schema["properties"]) == {"session_ids", "until", "wait_s"}
+    assert set(tools["get_costs"].input_schema["properties"]) == {"session_id", "tree", "group_by"}
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_the_list_is_the_same_each_time_and_in_both_eras(era: Era, tools: dict[str, Tool]) -> None:
+    async with Client(build_server(FailedBackend()), mode=era) as client:
+        listed = [tool.model_dump() for tool in (await client.list_tools()).tools]
+        assert listed == [tool.model_dump() for tool in (await client.list_tools()).tools]
+    assert listed == [tool.model_dump() for tool in tools.values()]
+
+
+def test_the_instructions_name_tools_that_there_are(tools: dict[str, Tool]) -> None:
+    named = {word.strip("().,:;`") for word in INSTRUCTIONS.replace("(", " ").split() if "_" in word}
+    assert {word for word in named if not word.startswith(("wait_s", "session_id", "request_id"))} <= set(tools)
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_registry_that_cannot_start_is_a_typed_error_of_each_call(era: Era) -> None:
+    async with Client(build_server(FailedBackend()), mode=era) as client:
+        for tool, arguments in (("list_sessions", {}), ("spawn_agent", {"prompt": "x"})):
+            error = error_of(await client.call_tool(tool, arguments))
+            assert (error["code"], error["retryable"]) == ("storage_unavailable", True)
+        # What is wrong with the call itself is told even then.
+        assert error_of(await client.call_tool("spawn_agent", {}))["code"] == "invalid_argument"
