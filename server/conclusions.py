@@ -115,8 +115,9 @@ def _unexplained(result: ResultMessage) -> RookeryError:
 
 def start_failure(error: Exception) -> RookeryError:
     """Why an agent did not come up."""
-    if isinstance(error, RookeryError):
-        return error
+    found = _typed(error)
+    if found is not None:
+        return found
     return RookeryError(
         ErrorCode.AGENT_CRASHED,
         "The agent did not start. Call continue_session to try again; `rookery doctor` checks this machine.",
@@ -140,12 +141,18 @@ def departure(error: Exception | None) -> RookeryError:
 
 def failure_of(error: Exception) -> RookeryError:
     """A failure of our own, as the turn that it ended shows it."""
-    if isinstance(error, RookeryError):
-        return error
-    if isinstance(error, ExceptionGroup):
-        for inner in error.exceptions:
-            if isinstance(inner, RookeryError):
-                return inner
+    found = _typed(error)
+    if found is not None:
+        return found
     return RookeryError(
         ErrorCode.INTERNAL, "Rookery failed while the turn ran. Call continue_session to carry on.", detail=repr(error)
     )
+
+
+def _typed(error: BaseException) -> RookeryError | None:
+    """The typed error that an exception is or holds."""
+    if isinstance(error, RookeryError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for inner in error.exceptions if (found := _typed(inner))), None)
+    return None

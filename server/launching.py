@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import cast
+from dataclasses import dataclass
+from typing import Final, cast
 
+import anyio
 from claude_agent_sdk import SessionStore
 
 from policies import Policy
@@ -18,7 +21,10 @@ from server.sandboxes.base import Sandbox
 from server.services import Services
 from server.workspaces import fill
 
-CONVERSATION = frozenset({"user", "assistant"})
+STOP_TIMEOUT_S: Final = 20.0
+"""Longest stop of a sandbox, which bounds itself; the janitor finds what is left."""
+
+CONVERSATION: Final = frozenset({"user", "assistant"})
 """Transcript entries that the CLI needs to find at least one of, to take a conversation up again."""
 
 
@@ -33,52 +39,86 @@ def launch_options(session: SessionRecord, policy: Policy, default_model: str | 
     )
 
 
-class Launch:
-    """One bringing-up of one session."""
+@dataclass
+class LiveAgent:
+    """A started agent with all that belongs to it: what an actor owns, or a warm pool until then."""
 
-    def __init__(self, services: Services, session: SessionRecord, policy: Policy) -> None:
-        self._services = services
-        self._session = session
-        self._policy = policy
+    session_id: str
+    sandbox: Sandbox
+    grant: Grant
+    gate: PermissionGate
+    agent: Agent
+    closing: AsyncExitStack
+    """Ends the agent, revokes its grant and stops its sandbox, in this order."""
 
-    async def sandbox(self) -> Sandbox:
-        """The session's sandbox: found again, or made.
 
-        Raises:
-            RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
-        """
-        return await open_sandbox(self._services, self._session)
+async def start_fresh(
+    services: Services, session_id: str, sandbox: Sandbox, options: LaunchOptions, stack: AsyncExitStack
+) -> LiveAgent:
+    """Start an agent that has no conversation yet. It denies every tool call until its gate gets an authority.
 
-    def grant(self, stack: AsyncExitStack) -> Grant:
-        """A token for the model gateway, revoked when the agent goes."""
-        grant = self._services.gateway.open_grant()
-        stack.callback(grant.revoke)
-        session = self._session
-        grant.bind(session_id=session.id, root_id=session.root_id, principal=session.principal)
-        return grant
+    Args:
+        session_id: the session that it is, or will be, for.
+        sandbox: where it runs.
+        options: what it is started with.
+        stack: gets what ends it again.
 
-    async def agent(self, sandbox: Sandbox, grant: Grant, gate: PermissionGate) -> Agent:
-        """The agent, not started yet, with the conversation that the store has."""
-        session, store = self._session, self._services.store
-        transcript = store.transcript_store(session.id)
-        main = await store.transcript_prefix(session.id, cuts=session.transcript_cuts)
-        resume = any(entry.get("type") in CONVERSATION for entry in main)
-        files = {}
-        if resume:
-            subagents = await store.subagent_transcripts(session.id, cuts=session.transcript_cuts)
-            files = transcript_files(session.id, main, subagents)
-        options = launch_options(session, self._policy, self._services.settings.model)
-        return Agent(
-            sandbox=sandbox,
-            session_id=session.id,
-            options=options,
-            token=grant.token,
-            resume=resume,
-            config_files=files,
-            # The SDK asks at run time which of the store's optional methods there are.
-            transcript=cast(SessionStore, transcript),
-            gate=gate,
-        )
+    Raises:
+        RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
+        claude_agent_sdk.ClaudeSDKError, TimeoutError: the CLI did not come up.
+    """
+    return await _start(services, session_id, sandbox, options, {}, stack, resume=False)
+
+
+async def start_again(
+    services: Services, session: SessionRecord, sandbox: Sandbox, options: LaunchOptions, stack: AsyncExitStack
+) -> LiveAgent:
+    """Start the agent of a session, with the conversation that the store has of it.
+
+    Raises:
+        RookeryError: ``sandbox_unavailable``, ``sandbox_lost``, ``storage_unavailable``.
+        claude_agent_sdk.ClaudeSDKError, TimeoutError: the CLI did not come up.
+    """
+    cuts = session.transcript_cuts
+    main = await services.store.transcript_prefix(session.id, cuts=cuts)
+    if not any(entry.get("type") in CONVERSATION for entry in main):
+        return await start_fresh(services, session.id, sandbox, options, stack)
+    files = transcript_files(session.id, main, await services.store.subagent_transcripts(session.id, cuts=cuts))
+    return await _start(services, session.id, sandbox, options, files, stack, resume=True)
+
+
+async def _start(
+    services: Services,
+    session_id: str,
+    sandbox: Sandbox,
+    options: LaunchOptions,
+    files: Mapping[str, bytes],
+    stack: AsyncExitStack,
+    *,
+    resume: bool,
+) -> LiveAgent:
+    stack.push_async_callback(_stop_bounded, sandbox)
+    grant = services.gateway.open_grant()
+    stack.callback(grant.revoke)
+    gate = PermissionGate(hot_s=services.settings.approval_hot_s)
+    agent = Agent(
+        sandbox=sandbox,
+        session_id=session_id,
+        options=options,
+        token=grant.token,
+        resume=resume,
+        config_files=files,
+        # The SDK asks at run time which of the store's optional methods there are.
+        transcript=cast(SessionStore, services.store.transcript_store(session_id)),
+        gate=gate,
+    )
+    await stack.enter_async_context(agent)
+    return LiveAgent(session_id, sandbox, grant, gate, agent, stack)
+
+
+async def _stop_bounded(sandbox: Sandbox) -> None:
+    with anyio.CancelScope(shield=True), anyio.move_on_after(STOP_TIMEOUT_S):
+        await sandbox.stop()
 
 
 async def open_sandbox(services: Services, session: SessionRecord) -> Sandbox:
@@ -91,7 +131,16 @@ async def open_sandbox(services: Services, session: SessionRecord) -> Sandbox:
     if session.sandbox is not None:
         return await services.provider.attach(session.sandbox, spec)
     sandbox = await services.provider.create(spec)
+    await adopt_sandbox(services, session, sandbox)
+    return sandbox
+
+
+async def adopt_sandbox(services: Services, session: SessionRecord, sandbox: Sandbox) -> None:
+    """Make a sandbox that was created in advance the session's own.
+
+    Raises:
+        RookeryError: ``storage_unavailable``, what filling the workspace raises.
+    """
     if session.workspace is not None:
         await fill(sandbox, session.workspace, services.settings)
     await services.store.update_session(session.id, sandbox=dict(sandbox.reference))
-    return sandbox

@@ -17,12 +17,14 @@ import structlog
 from anyio.abc import TaskGroup
 
 from policies import Policy
+from server.agent.launch import LaunchOptions
 from server.answering import Answering
 from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
 from server.forwarding import Forwarding
 from server.inbox import Leave, StartTurn
 from server.janitor import Janitor
+from server.launching import LiveAgent, launch_options
 from server.leases import HEARTBEAT_S, Leases
 from server.models import NANO_USD, ApprovalRecord, CheckpointRecord, SessionRecord, SessionState, TurnRecord
 from server.reading import SessionReader
@@ -31,6 +33,7 @@ from server.services import Services
 from server.session import SessionActor
 from server.undo import Undo
 from server.views import Deletion, RewindReport
+from server.warm import WarmPool
 from server.workspaces import check_source
 
 log = structlog.get_logger(__name__)
@@ -63,6 +66,7 @@ class Registry(SessionReader):
         self._closing = False
         self.janitor = Janitor(services, leases, self._actors)
         self._forwarding = Forwarding(services, leases, self._serve_command)
+        self._pool = WarmPool(services)
         self._undo = Undo(services)
         self._answering = Answering(services, self._resume)
 
@@ -86,14 +90,27 @@ class Registry(SessionReader):
         session, turn = self._new_session(principal, request, policy)
         self._services.gateway.require_credential()
         await self._make_room()
-        created = await store.create_session(session, turn)
+        warm = self._pool.take(launch_options(session, policy, self._services.settings.model))
+        if warm is not None:
+            session = session.model_copy(update={"id": warm.session_id, "root_id": warm.session_id})
+        created = await self._create(session, turn, warm)
         if created.id != session.id:
             return created.id
-        actor = self._start_actor(created, policy, turn)
+        actor = self._start_actor(created, policy, turn, warm=warm)
         await actor.placed.wait()
         if actor.placement_error is not None:
             raise actor.placement_error
         return created.id
+
+    async def _create(self, session: SessionRecord, turn: TurnRecord, warm: LiveAgent | None) -> SessionRecord:
+        """Write the session; a warm agent that it does not get after all is ended."""
+        created: SessionRecord | None = None
+        try:
+            created = await self._services.store.create_session(session, turn)
+        finally:
+            if warm is not None and (created is None or created.id != session.id):
+                await self._pool.discard(warm)
+        return created
 
     def _new_session(self, principal: str, request: SpawnRequest, policy: Policy) -> tuple[SessionRecord, TurnRecord]:
         settings, clock = self._services.settings, self._services.clock
@@ -185,9 +202,15 @@ class Registry(SessionReader):
         return round(budget_usd * NANO_USD)
 
     def _start_actor(
-        self, session: SessionRecord, policy: Policy, turn: TurnRecord, *, resumed: bool = False
+        self,
+        session: SessionRecord,
+        policy: Policy,
+        turn: TurnRecord,
+        *,
+        resumed: bool = False,
+        warm: LiveAgent | None = None,
     ) -> SessionActor:
-        actor = SessionActor(self._services, session, policy, self._changes)
+        actor = SessionActor(self._services, session, policy, self._changes, warm)
         self._actors[session.id] = actor
 
         async def live() -> None:
@@ -449,11 +472,14 @@ class Registry(SessionReader):
 
     async def serve(self) -> None:
         """Heartbeats, commands from other processes, the janitor's rounds; until cancelled."""
+        default = self._services.policy(None).offered_tools(None)
+        self._pool.want(LaunchOptions(tools=default, model=self._services.settings.model))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._heartbeat)
             tasks.start_soon(self._forwarding.serve)
             tasks.start_soon(self.janitor.serve)
             tasks.start_soon(self._expire)
+            tasks.start_soon(self._pool.serve)
 
     async def _heartbeat(self) -> None:
         while True:

@@ -6,7 +6,6 @@ needs a lock. The actor lives while the session is resident; an idle session tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -17,15 +16,16 @@ from claude_agent_sdk import AssistantMessage, ClaudeSDKError, Message, ResultMe
 
 from policies import Policy
 from server.agent.agent import Agent
-from server.agent.permissions import PermissionGate
 from server.authority import SessionAuthority
 from server.changes import Changes
 from server.conclusions import Circumstances, conclude, departure, failure_of, start_failure
+from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Grant, classify
 from server.inbox import AgentLeft, AgentSaid, GoAway, Interrupt, Item, Leave, OpenTurn, StartTurn
-from server.launching import Launch
+from server.launching import LiveAgent, adopt_sandbox, launch_options, open_sandbox, start_again
 from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
+from server.sandboxes.base import Sandbox
 from server.services import Services
 from server.snapshots import Snapshots
 from server.turns import Entry, TurnTracker
@@ -44,6 +44,9 @@ WAKE_GRACE_S: Final = 1.0
 SETTLE_GRACE_S: Final = 2.0
 """How long after a result the agent may take to call itself idle (measured: 3 ms)."""
 
+LEDGER_GRACE_S: Final = 5.0
+"""How long a turn's end waits for the ledger entry of its last model request."""
+
 SETTLE_ATTEMPTS: Final = 4
 """Tries to write a turn's end when the store fails, before the janitor has to."""
 
@@ -51,8 +54,16 @@ SETTLE_ATTEMPTS: Final = 4
 class SessionActor:
     """Owns one session's agent. Make it, start ``run`` in the registry's task group, send it items."""
 
-    def __init__(self, services: Services, session: SessionRecord, policy: Policy, changes: Changes) -> None:
+    def __init__(
+        self,
+        services: Services,
+        session: SessionRecord,
+        policy: Policy,
+        changes: Changes,
+        warm: LiveAgent | None = None,
+    ) -> None:
         self.session = session
+        self._warm = warm
         self._services = services
         self._policy = policy
         self._send, self._receive = anyio.create_memory_object_stream[Item](INBOX_SIZE)
@@ -119,6 +130,7 @@ class SessionActor:
                 self._turn.crash = failure_of(error)
         finally:
             self._gone = True
+            self._agent = None
             self._take_unstarted()
             self._receive.close()
             with anyio.CancelScope(shield=True):
@@ -144,7 +156,7 @@ class SessionActor:
         async with AsyncExitStack() as stack:
             try:
                 await self._wake(stack)
-            except (RookeryError, ClaudeSDKError, TimeoutError, OSError) as error:
+            except (RookeryError, ClaudeSDKError, TimeoutError, OSError, ExceptionGroup) as error:
                 assert self._turn is not None
                 self._turn.crash = start_failure(error)
                 return
@@ -162,24 +174,48 @@ class SessionActor:
 
     async def _wake(self, stack: AsyncExitStack) -> None:
         """Bring the sandbox and the agent up, and take the turn's checkpoint meanwhile."""
-        launch = Launch(self._services, self.session, self._policy)
+        sandbox = await self._place()
+        self._snapshots.attach(sandbox)
+        self._authority.look_at(sandbox.workspace)
+        checkpointed = anyio.Event()
+
+        async def checkpoint() -> None:
+            await self._checkpoint_start()
+            checkpointed.set()
+
+        async with background_tasks() as beside:
+            beside.start_soon(checkpoint)
+            live = await self._live_agent(sandbox, stack)
+            await checkpointed.wait()
+        session = self.session
+        live.grant.server_tools = self._policy.server_tools
+        live.grant.bind(session_id=session.id, root_id=session.root_id, principal=session.principal)
+        live.gate.authority = self._authority
+        self._grant, self._agent = live.grant, live.agent
+        await self._services.store.update_session(session.id, resident=True)
+
+    async def _place(self) -> Sandbox:
+        """The session's sandbox, which tells ``placed`` whether there is one."""
         try:
-            sandbox = await launch.sandbox()
+            if self._warm is None:
+                return await open_sandbox(self._services, self.session)
+            await adopt_sandbox(self._services, self.session, self._warm.sandbox)
+            return self._warm.sandbox
         except RookeryError as error:
             self.placement_error = error
             raise
         finally:
             self.placed.set()
-        self._snapshots.attach(sandbox)
-        self._authority.look_at(sandbox.workspace)
-        stack.push_async_callback(_stop_bounded, sandbox.stop)
-        self._grant = launch.grant(stack)
-        gate = PermissionGate(self._authority, hot_s=self._services.settings.approval_hot_s)
-        async with anyio.create_task_group() as both:
-            both.start_soon(self._checkpoint_start)
-            agent = await launch.agent(sandbox, self._grant, gate)
-            self._agent = await stack.enter_async_context(agent)
-        await self._services.store.update_session(self.session.id, resident=True)
+
+    async def _live_agent(self, sandbox: Sandbox, stack: AsyncExitStack) -> LiveAgent:
+        """The warm agent, if the session got one that lives; else one that is started now."""
+        warm, self._warm = self._warm, None
+        if warm is not None:
+            await stack.enter_async_context(warm.closing)
+            if warm.agent.alive:
+                return warm
+        options = launch_options(self.session, self._policy, self._services.settings.model)
+        return await start_again(self._services, self.session, sandbox, options, stack)
 
     async def _listen(self, agent: Agent) -> None:
         """Forward what the agent says until it is gone."""
@@ -290,10 +326,13 @@ class SessionActor:
             turn.prompted = True
             return
         try:
-            await agent.prompt(turn.record.prompt, turn.message_id)
+            await agent.prompt(turn.record.prompt, turn.message_id, notice=self.session.pending_notice)
             turn.prompted = True
         except ClaudeSDKError as error:
             turn.crash = departure(error)
+        else:
+            if self.session.pending_notice is not None:
+                self.session = await self._services.store.update_session(self.session.id, pending_notice=None)
 
     async def _begin_background(self) -> None:
         """The agent woke by itself: finish what is open and give the new turn a row of its own."""
@@ -341,6 +380,10 @@ class SessionActor:
         if turn is None:
             return
         result = self._tracker.result
+        if self._grant is not None:
+            # What is still on its way into the ledger belongs to this turn.
+            with anyio.move_on_after(LEDGER_GRACE_S):
+                await self._grant.quiet()
         upstream = classify(self._grant.failures) if self._grant is not None else None
         ending = conclude(
             result,
@@ -448,8 +491,3 @@ class SessionActor:
                     await store.update_session(self.session.id, **freed)
         except (RookeryError, TimeoutError) as error:
             log.error("session could not be settled; the janitor will", session_id=self.session.id, error=str(error))
-
-
-async def _stop_bounded(stop: Callable[[], Any]) -> None:
-    with anyio.CancelScope(shield=True), anyio.move_on_after(20):
-        await stop()

@@ -94,13 +94,28 @@ class Agent:
     ) -> None:
         await self._client.disconnect()
 
-    async def prompt(self, text: str, message_id: str) -> None:
-        """Send a prompt, verbatim. ``message_id`` is a fresh UUID that the result names again."""
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._transport.is_ready()
+
+    async def prompt(self, text: str, message_id: str, *, notice: str | None = None) -> None:
+        """Send a prompt, verbatim.
+
+        Args:
+            text: the prompt.
+            message_id: a fresh UUID, which the result names again.
+            notice: what the agent must know before it reads the prompt; stands before it as a block of its own.
+        """
+        content: str | list[dict[str, str]] = text
+        if notice is not None:
+            reminder = f"<system-reminder>\n{notice}\n</system-reminder>"
+            content = [{"type": "text", "text": reminder}, {"type": "text", "text": text}]
 
         async def messages() -> AsyncIterator[dict[str, Any]]:
             yield {
                 "type": "user",
-                "message": {"role": "user", "content": text},
+                "message": {"role": "user", "content": content},
                 "parent_tool_use_id": None,
                 "uuid": message_id,
             }

@@ -56,12 +56,14 @@ class PermissionGate:
     """The callbacks that the SDK calls for one agent.
 
     Args:
-        authority: decides.
         hot_s: longest wait of ``authority.ask`` in seconds.
+
+    Attributes:
+        authority: decides; None, as for a warm agent that has no session yet, denies everything.
     """
 
-    def __init__(self, authority: PermissionAuthority, *, hot_s: float) -> None:
-        self._authority = authority
+    def __init__(self, *, hot_s: float) -> None:
+        self.authority: PermissionAuthority | None = None
         self._timeout_s = hot_s + HOOK_TIMEOUT_MARGIN_S
 
     def hooks(self) -> dict[HookEvent, list[HookMatcher]]:
@@ -101,12 +103,15 @@ class PermissionGate:
     ) -> tuple[Verdict, Mapping[str, Any] | None]:
         """Judge a call; any failure whatever is a denial (row R23)."""
         try:
+            authority = self.authority
+            if authority is None:
+                return Verdict(Effect.DENY, "No session has taken this agent yet."), None
             if not isinstance(tool, str) or not isinstance(tool_input, dict) or not isinstance(tool_use_id, str):
                 return Verdict(Effect.DENY, "The tool call was malformed."), None
             request = ToolRequest(tool=tool, input=tool_input)
-            decision = await self._authority.judge(request, tool_use_id)
+            decision = await authority.judge(request, tool_use_id)
             if decision.effect is Effect.ASK:
-                return await self._authority.ask(request, tool_use_id, decision), decision.input
+                return await authority.ask(request, tool_use_id, decision), decision.input
             return Verdict(decision.effect, decision.because), decision.input
         except Exception:
             log.exception("permission decision failed; the call is denied", tool=str(tool)[:80])
