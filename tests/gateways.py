@@ -175,14 +175,25 @@ def request(text: str = "hello", **fields: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[Path]:
-    """An application on a Unix socket."""
+    """An application on a Unix socket; what still runs at the end is cut off."""
+    running: set[anyio.CancelScope] = set()
+
+    async def cut_off(scope: Scope, receive: Receive, send: Send) -> None:
+        with anyio.CancelScope() as one:
+            running.add(one)
+            await app(scope, receive, send)
+
+    def stop() -> None:
+        for one in running:
+            one.cancel()
+
     with tempfile.TemporaryDirectory(prefix="rookery-test-") as directory:
         path = Path(directory) / "app.sock"
         async with anyio.create_task_group() as group:
             listener = unix_listener(path)
 
             async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-                await serve_app(app, listener, task_status=task_status)
+                await serve_app(cut_off, listener, on_stop=stop, task_status=task_status)
 
             await group.start(run)
             yield path

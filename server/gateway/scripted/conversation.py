@@ -120,6 +120,5 @@ def _blocks(message: Mapping[str, Any], kind: str) -> Iterator[Mapping[str, Any]
 
 
 def _text(block: Mapping[str, Any]) -> str:
-    """The text of a tool result."""
-    content = block.get("content")
-    return content if isinstance(content, str) else "\n".join(_texts(block))
+    """The text of a tool result, without what the CLI added to it."""
+    return _REMINDER.sub("", "\n".join(_texts(block))).strip()
