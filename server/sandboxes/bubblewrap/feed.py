@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 class Feed(io.RawIOBase):
     """A file to read, over an asynchronous iterator of chunks, of which it holds one at a time.
 
-    Used in a thread started by ``anyio.to_thread``. Errors of the iterator come out of the read.
+    Used in a thread started by ``anyio.to_thread``. An error of the iterator comes out of the read.
     """
+
+    failure: Exception | None = None
+    """The error of the iterator, to tell it from those of the reader's own doing."""
 
     def __init__(self, stream: AsyncIterator[bytes]) -> None:
         self._stream = stream
@@ -42,3 +45,6 @@ class Feed(io.RawIOBase):
             self._rest = memoryview(await anext(self._stream))
         except StopAsyncIteration:
             self._ended = True
+        except Exception as error:
+            self.failure = error
+            raise

@@ -148,14 +148,16 @@ class BubblewrapSandbox:
         Raises:
             RookeryError: ``invalid_argument`` when the stream is refused, ``storage_unavailable`` when the disk is
                 full, ``sandbox_lost``.
+            Exception: what the stream itself raised.
         """
+        feed = Feed(stream)
         try:
-            await anyio.to_thread.run_sync(self._unpack, Feed(stream))
-        except FileNotFoundError as error:
-            raise lost(error) from error
+            await anyio.to_thread.run_sync(self._unpack, feed)
         except archive.ArchiveRefusedError as error:
             raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"The archive was refused: {error}.") from error
         except OSError as error:
+            if error is feed.failure:
+                raise
             raise storage(error) from error
 
     async def usage(self) -> int:
@@ -255,7 +257,10 @@ class BubblewrapSandbox:
         )
 
     def _unpack(self, feed: Feed) -> None:
-        root = os.open(self.workspace, OPEN_DIRECTORY)
+        try:
+            root = os.open(self.workspace, OPEN_DIRECTORY)
+        except OSError as error:
+            raise lost(error) from error
         try:
             archive.unpack(root, feed, owner=self._identity, limit=self._disk_bytes)
         finally:
