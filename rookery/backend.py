@@ -30,13 +30,14 @@ class BackgroundBackend:
     """A :class:`~tools.backend.Backend` that opens its registry on the first occasion.
 
     Args:
-        open_registry: opens it; the context lasts until ``run`` is cancelled.
+        open_registry: opens it; the context lasts until :meth:`stop`.
     """
 
     def __init__(self, open_registry: Callable[[], AbstractAsyncContextManager[Registry]]) -> None:
         self._open_registry = open_registry
         self._wanted = anyio.Event()
         self._settled = anyio.Event()
+        self._stopping = anyio.Event()
         self._registry: Registry | None = None
         self._error: RookeryError | None = None
         self._failed_at = 0.0
@@ -63,15 +64,26 @@ class BackgroundBackend:
             ErrorCode.TIMEOUT, "Rookery is still starting (it may be migrating a large store); try again in a minute."
         )
 
+    def stop(self) -> None:
+        """Have ``run`` close the registry and return."""
+        self._stopping.set()
+        self._wanted.set()
+
     async def run(self) -> None:
-        """Open the registry when it is wanted and keep it; until cancelled. Its clean-up is part of the leaving."""
+        """Open the registry when it is wanted and keep it until :meth:`stop`.
+
+        The registry closes in an orderly way only when it is not cancelled: its agents' tasks lie within its own
+        scope, and a cancellation from outside reaches them all at once.
+        """
         while True:
             await self._wanted.wait()
+            if self._stopping.is_set():
+                return
             try:
                 async with self._open_registry() as registry:
                     self._registry = registry
                     self._settled.set()
-                    await anyio.sleep_forever()
+                    await self._stopping.wait()
             except Exception as error:
                 self._failed(error)
 
@@ -79,7 +91,8 @@ class BackgroundBackend:
         self._registry = None
         self._error = _as_start_error(error)
         self._failed_at = time.monotonic()
-        self._wanted = anyio.Event()
+        if not self._stopping.is_set():
+            self._wanted = anyio.Event()
         self._settled.set()
         logger.error("the registry could not start: %s", self._error, exc_info=error)
 

@@ -38,15 +38,16 @@ async def serve_stdio(settings: Settings) -> None:
 
 
 async def _serve_wire(settings: Settings, wire: Wire) -> None:
-    async with _background(settings) as (backend, tasks):
-        await tasks.start(_on_signal, tasks.cancel_scope.cancel)
+    serving = anyio.CancelScope()
+    async with _background(settings, on_signal=serving.cancel) as (backend, tasks):
         answered = anyio.Event()
         tasks.start_soon(_start_after, answered, backend)
         server = build_server(backend, max_wait_s=settings.max_wait_s)
         # The SDK's public entry takes no streams of one's own; this is the one private name of it that is used.
         protocol = server._lowlevel_server
-        async with stdio_transport(wire, answered) as (read_stream, write_stream):
-            await protocol.run(read_stream, write_stream, protocol.create_initialization_options())
+        with serving:
+            async with stdio_transport(wire, answered) as (read_stream, write_stream):
+                await protocol.run(read_stream, write_stream, protocol.create_initialization_options())
 
 
 async def serve_http(settings: Settings, host: str, port: int, *, announce: Callable[[str], None]) -> None:
@@ -73,7 +74,13 @@ async def serve_http(settings: Settings, host: str, port: int, *, announce: Call
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, port), family=family) as listener:
         names = [f"[{name}]" if ":" in name else name for name in dict.fromkeys((address, "localhost", "127.0.0.1"))]
-        async with _background(settings) as (backend, tasks):
+        http: uvicorn.Server | None = None
+
+        def leave() -> None:
+            if http is not None:
+                http.should_exit = True
+
+        async with _background(settings, on_signal=leave) as (backend, _):
             app = build_server(backend, max_wait_s=settings.max_wait_s).streamable_http_app(
                 host=address,
                 max_request_body_size=MAX_MESSAGE_BYTES,
@@ -87,11 +94,6 @@ async def serve_http(settings: Settings, host: str, port: int, *, announce: Call
             http = HttpServer(
                 uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=HTTP_DRAIN_S)
             )
-
-            def leave() -> None:
-                http.should_exit = True
-
-            await tasks.start(_on_signal, leave)
             backend.start()
             announce(f"http://{names[0]}:{listener.getsockname()[1]}/mcp")
             await http.serve(sockets=[listener])
@@ -108,8 +110,14 @@ def is_loopback(host: str) -> bool:
 
 
 @asynccontextmanager
-async def _background(settings: Settings) -> AsyncIterator[tuple[BackgroundBackend, TaskGroup]]:
-    """The backend at work; on leaving, its registry is closed."""
+async def _background(
+    settings: Settings, *, on_signal: Callable[[], None]
+) -> AsyncIterator[tuple[BackgroundBackend, TaskGroup]]:
+    """The backend at work, and a task group for what goes on beside it; on leaving, its registry is closed.
+
+    Signals are taken until the very end: clients that close the input send SIGTERM some two seconds later, and that
+    must not cut the closing short.
+    """
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Registry]:
@@ -120,8 +128,13 @@ async def _background(settings: Settings) -> AsyncIterator[tuple[BackgroundBacke
 
     backend = BackgroundBackend(opened)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(backend.run)
-        yield backend, tasks
+        await tasks.start(_take_signals, on_signal)
+        async with anyio.create_task_group() as keeping:
+            keeping.start_soon(backend.run)
+            try:
+                yield backend, tasks
+            finally:
+                backend.stop()
         tasks.cancel_scope.cancel()
 
 
@@ -130,7 +143,7 @@ async def _start_after(answered: anyio.Event, backend: BackgroundBackend) -> Non
     backend.start()
 
 
-async def _on_signal(act: Callable[[], None], *, task_status: TaskStatus[None]) -> None:
+async def _take_signals(act: Callable[[], None], *, task_status: TaskStatus[None]) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for _ in signals:

@@ -60,9 +60,9 @@ class ProgressLog:
     numbers: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
-    async def __call__(self, number: float, total: float | None, text: str | None) -> None:
-        self.numbers.append(number)
-        self.texts.append(text or "")
+    async def __call__(self, progress: float, total: float | None, message: str | None) -> None:
+        self.numbers.append(progress)
+        self.texts.append(message or "")
 
 
 def text_of(result: CallToolResult) -> str:

@@ -129,7 +129,7 @@ async def test_p03_a_caller_that_gives_up_stops_waiting_and_the_agent_works_on(t
         session_id = (await spawn(client, HOLD, {"text": "finished all the same"}, wait_s=0))["session_id"]
         waiting_now = anyio.Event()
 
-        async def told(number: float, total: float | None, text: str | None) -> None:
+        async def told(progress: float, total: float | None, message: str | None) -> None:
             waiting_now.set()
 
         async with anyio.create_task_group() as tasks:
