@@ -93,6 +93,7 @@ class Registry(SessionReader):
         warm = self._pool.take(launch_options(session, policy, self._services.settings.model))
         if warm is not None:
             session = session.model_copy(update={"id": warm.session_id, "root_id": warm.session_id})
+            turn = turn.model_copy(update={"session_id": warm.session_id})
         created = await self._create(session, turn, warm)
         if created.id != session.id:
             return created.id
