@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +18,7 @@ import anyio
 from server.models import EventKind, LedgerEntry, SessionRecord, SessionState, TurnRecord, Usage
 from server.requests import CostRequest, ListRequest
 from server.store import Store, open_store
+from server.store.events import Entry
 
 SESSIONS = 1_000
 REQUESTS_OF_A_SESSION = 5
@@ -77,6 +79,10 @@ async def spend(store: Store, session_id: str, number: int) -> None:
     )
 
 
+async def append(store: Store, entries: list[Entry]) -> None:
+    await store.append_events("s1", 1, entries)
+
+
 async def median(store: Store, call: Call) -> float:
     """Median of the calls in microseconds, after one that fills the caches."""
     await call(store)
@@ -106,9 +112,9 @@ async def main() -> None:
                 print(f"{name:32}{few:10.0f}{many:10.0f}{many / few:8.2f}")
 
             print(f"\n{'writing (median µs)':32}")
-            entry = (EventKind.TEXT, {"text": "words " * 20})
+            entry: Entry = (EventKind.TEXT, {"text": "words " * 20})
             for count in (1, 10, 100):
-                taken = await median(full, lambda store, count=count: store.append_events("s1", 1, [entry] * count))
+                taken = await median(full, partial(append, entries=[entry] * count))
                 print(f"{f'append_events, {count}':32}{taken:10.0f}")
 
         for name in ("new.db", "full.db"):

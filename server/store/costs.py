@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, func, select
 
-from server.models import NANO_USD, Cost, SessionRecord
+from server.models import NANO_USD, Cost
 from server.requests import CostRequest
-from server.store.ledger import SUMS, cost_of, totals
-from server.store.room import Room, not_found, record
-from server.store.tables import cost_totals, session_labels, sessions, turns
+from server.store.ledger import cost_of, totals
+from server.store.room import Room, not_found
+from server.store.tables import SUMS, cost_totals, principal_totals, session_labels, sessions, turns
 from server.views import CostGroup, CostReport
 
-MAX_GROUPS: Final = 200
+MAX_GROUPS: Final = 100
 """Groups in one report. The cheaper rest is summed up in one more group, so that groups still add up."""
 
 OTHERS: Final = "(others)"
@@ -36,14 +36,17 @@ class Costs(Room):
 
 
 def _report(connection: Connection, principal: str, request: CostRequest) -> CostReport:
-    scope: list[ColumnElement[bool]] = [cost_totals.c.principal == principal]
-    session: SessionRecord | None = None
+    table, scope = principal_totals, principal_totals.c.principal == principal
+    budget: float | None = None
     if request.session_id is not None:
-        session = _session(connection, principal, request.session_id)
-        scope.append(_within(request.session_id, session, tree=request.tree))
-    total = cost_of(connection.execute(totals(*scope)).one())
-    budget = None if session is None or session.budget_nano_usd is None else session.budget_nano_usd / NANO_USD
-    groups = () if request.group_by is None else _groups(connection, scope, request.group_by)
+        root_id, budget = _session(connection, principal, request.session_id)
+        table, scope = cost_totals, _within(request.session_id, root_id, tree=request.tree)
+    total = cost_of(connection.execute(totals(table, scope)).one())
+    groups: tuple[CostGroup, ...] = ()
+    if request.group_by is not None:
+        if request.session_id is None and request.group_by in ("session", "label"):
+            table, scope = cost_totals, cost_totals.c.principal == principal
+        groups = _groups(connection, table, scope, request.group_by)
     return CostReport(
         scope="principal" if request.session_id is None else "tree" if request.tree else "session",
         session_id=request.session_id,
@@ -58,23 +61,22 @@ def _report(connection: Connection, principal: str, request: CostRequest) -> Cos
     )
 
 
-def _session(connection: Connection, principal: str, session_id: str) -> SessionRecord | None:
-    """The session; None when it was deleted, but its costs are still known."""
-    row = connection.execute(
-        select(sessions).where(sessions.c.id == session_id, sessions.c.principal == principal)
-    ).first()
+def _session(connection: Connection, principal: str, session_id: str) -> tuple[str | None, float | None]:
+    """Root and budget in dollars of the principal's session; neither when it was deleted, but its costs are known."""
+    query = select(sessions.c.root_id, sessions.c.budget_nano_usd)
+    row = connection.execute(query.where(sessions.c.id == session_id, sessions.c.principal == principal)).first()
     if row is not None:
-        return record(SessionRecord, row)
+        return row.root_id, None if row.budget_nano_usd is None else row.budget_nano_usd / NANO_USD
     kept = select(1).where(cost_totals.c.session_id == session_id, cost_totals.c.principal == principal)
     if connection.execute(kept.limit(1)).first() is None:
         raise not_found()
-    return None
+    return None, None
 
 
-def _within(session_id: str, session: SessionRecord | None, *, tree: bool) -> ColumnElement[bool]:
+def _within(session_id: str, root_id: str | None, *, tree: bool) -> ColumnElement[bool]:
     if not tree:
         return cost_totals.c.session_id == session_id
-    if session is None or session.root_id == session_id:
+    if root_id in (None, session_id):
         # A root's tree is known by the ledger itself, also where a branch was deleted.
         return (cost_totals.c.root_id == session_id) | (cost_totals.c.session_id == session_id)
     branch = select(sessions.c.id).where(sessions.c.id == session_id).cte("branch", recursive=True)
@@ -82,23 +84,23 @@ def _within(session_id: str, session: SessionRecord | None, *, tree: bool) -> Co
     return cost_totals.c.session_id.in_(select(branch.c.id))
 
 
-def _groups(connection: Connection, scope: list[ColumnElement[bool]], group_by: str) -> tuple[CostGroup, ...]:
-    query: Any
+def _groups(connection: Connection, table: Table, scope: ColumnElement[bool], group_by: str) -> tuple[CostGroup, ...]:
+    """The groups, days newest first and all others dearest first."""
     if group_by == "label":
         key: ColumnElement[Any] = func.coalesce(session_labels.c.key + "=" + session_labels.c.value, UNLABELLED)
-        query = totals(*scope, by=[key.label("key")]).select_from(
-            cost_totals.outerjoin(session_labels, session_labels.c.session_id == cost_totals.c.session_id)
-        )
+        labelled = table.outerjoin(session_labels, session_labels.c.session_id == table.c.session_id)
+        query = totals(table, scope, by=[key.label("key")]).select_from(labelled)
     else:
-        key = {"session": cost_totals.c.session_id, "model": cost_totals.c.model, "day": cost_totals.c.day}[group_by]
-        query = totals(*scope, by=[key.label("key")])
-    order = key.desc() if group_by == "day" else func.sum(cost_totals.c.nano_usd).desc()
-    rows = connection.execute(query.order_by(order, key)).all()
+        key = table.c["session_id" if group_by == "session" else group_by]
+        query = totals(table, scope, by=[key.label("key")])
+    order = key.desc() if group_by == "day" else func.sum(table.c.nano_usd).desc()
+    query = query.order_by(order, key)
+    rows = connection.execute(query.limit(MAX_GROUPS + 1)).all()
     groups = [CostGroup(key=row.key, cost=cost_of(row)) for row in rows[:MAX_GROUPS]]
-    rest = rows[MAX_GROUPS:]
-    if rest:
-        sums = {name: sum(int(row._mapping[name]) for row in rest) for name in SUMS}
-        groups.append(CostGroup(key=OTHERS, cost=Cost(usd=sums.pop("nano_usd") / NANO_USD, **sums)))
+    if len(rows) > MAX_GROUPS:
+        rest = query.offset(MAX_GROUPS).subquery()
+        sums: Select[Any] = select(*(func.sum(rest.c[name]).label(name) for name in SUMS))
+        groups.append(CostGroup(key=OTHERS, cost=cost_of(connection.execute(sums).one())))
     return tuple(groups)
 
 

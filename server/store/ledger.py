@@ -9,23 +9,12 @@ from collections.abc import Iterable
 from datetime import UTC
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, case, func, or_, select
 
 from server.models import NANO_USD, Cost, LedgerEntry
 from server.store.database import insert
 from server.store.room import Room
-from server.store.tables import cost_totals, ledger
-
-SUMS: Final = (
-    "nano_usd",
-    "input_tokens",
-    "output_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "requests",
-    "failures",
-    "unpriced_requests",
-)
+from server.store.tables import SUMS, cost_totals, ledger, principal_totals
 
 _TOKENS: Final = (
     "input_tokens",
@@ -51,11 +40,11 @@ class Ledger(Room):
 
     async def cost(self, session_id: str) -> Cost:
         """What a session has cost, its turns together; zero for one without requests."""
-        return await self._sum(totals(cost_totals.c.session_id == session_id))
+        return await self._sum(totals(cost_totals, cost_totals.c.session_id == session_id))
 
     async def tree_cost(self, root_id: str) -> Cost:
         """What a root session and all that descends from it have cost."""
-        return await self._sum(totals(cost_totals.c.root_id == root_id))
+        return await self._sum(totals(cost_totals, cost_totals.c.root_id == root_id))
 
     async def turn_cost(self, session_id: str, turn: int) -> Cost:
         """What one turn has cost."""
@@ -72,10 +61,10 @@ class Ledger(Room):
         return await self._database.read(lambda connection: cost_of(connection.execute(query).one()))
 
 
-def totals(*where: ColumnElement[bool], by: Iterable[ColumnElement[Any]] = ()) -> Select[Any]:
-    """The sums of the running totals that fit, one row for each group in ``by``."""
+def totals(table: Table, *where: ColumnElement[bool], by: Iterable[ColumnElement[Any]] = ()) -> Select[Any]:
+    """The sums over the rows of a table of running totals that fit, one row for each group in ``by``."""
     groups = tuple(by)
-    sums = (func.coalesce(func.sum(cost_totals.c[name]), 0).label(name) for name in SUMS)
+    sums = (func.coalesce(func.sum(table.c[name]), 0).label(name) for name in SUMS)
     return select(*groups, *sums).where(*where).group_by(*groups)
 
 
@@ -105,18 +94,14 @@ def _record(connection: Connection, entry: LedgerEntry) -> bool:
         "failures": int(entry.status == 0 or entry.status >= 400 or entry.error is not None),
         "unpriced_requests": int(entry.nano_usd is None),
     }
-    group = {
-        "session_id": entry.session_id,
-        "model": entry.model,
-        "day": entry.started_at.astimezone(UTC).date().isoformat(),
-        "principal": entry.principal,
-        "root_id": entry.root_id,
-    }
-    statement = insert(connection, cost_totals).values(group | added)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["session_id", "model", "day"],
-            set_={name: cost_totals.c[name] + statement.excluded[name] for name in SUMS},
-        )
-    )
+    group = {"model": entry.model, "day": entry.started_at.astimezone(UTC).date().isoformat()}
+    owner = {"principal": entry.principal}
+    _add(connection, cost_totals, group | owner | {"session_id": entry.session_id, "root_id": entry.root_id}, added)
+    _add(connection, principal_totals, group | owner, added)
     return True
+
+
+def _add(connection: Connection, table: Table, group: dict[str, str], added: dict[str, int]) -> None:
+    statement = insert(connection, table).values(group | added)
+    sums = {name: table.c[name] + statement.excluded[name] for name in SUMS}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums))

@@ -1,6 +1,6 @@
 """All tables. What the migrations build must equal this, which a test holds (tests/unit/store/test_schema.py).
 
-Everything that belongs to a session goes when its row goes, except ``ledger`` and ``cost_totals``: money is kept.
+Everything that belongs to a session goes when its row goes, except ``ledger`` and its sums: money is kept.
 """
 
 from __future__ import annotations
@@ -178,6 +178,18 @@ ledger = Table(
     Index(None, "session_id", "turn"),
 )
 
+SUMS: Final = (
+    "nano_usd",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "requests",
+    "failures",
+    "unpriced_requests",
+)
+"""What the running sums of the ledger add up."""
+
 cost_totals = Table(
     "cost_totals",
     metadata,
@@ -186,18 +198,21 @@ cost_totals = Table(
     Column("day", String, primary_key=True),
     Column("principal", Words, nullable=False),
     Column("root_id", String, nullable=False),
-    Column("nano_usd", BigInteger, nullable=False),
-    Column("input_tokens", BigInteger, nullable=False),
-    Column("output_tokens", BigInteger, nullable=False),
-    Column("cache_read_tokens", BigInteger, nullable=False),
-    Column("cache_write_tokens", BigInteger, nullable=False),
-    Column("requests", BigInteger, nullable=False),
-    Column("failures", BigInteger, nullable=False),
-    Column("unpriced_requests", BigInteger, nullable=False),
+    *(Column(name, BigInteger, nullable=False) for name in SUMS),
     Index(None, "principal"),
     Index(None, "root_id"),
 )
 """Running sums of the ledger by session, model and UTC day (``2026-11-23``) of the request's start."""
+
+principal_totals = Table(
+    "principal_totals",
+    metadata,
+    Column("principal", Words, primary_key=True),
+    Column("model", Words, primary_key=True),
+    Column("day", String, primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in SUMS),
+)
+"""The same over all sessions of a principal, so that a report costs the same with one session and with thousands."""
 
 approvals = Table(
     "approvals",

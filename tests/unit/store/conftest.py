@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from server.store import Store, open_store
 from tests.unit.store.records import SteppingClock
@@ -32,6 +31,8 @@ async def url(request: pytest.FixtureRequest, sqlite_url: str) -> AsyncIterator[
     if request.param == "sqlite":
         yield sqlite_url
         return
+    from sqlalchemy.ext.asyncio import create_async_engine
+
     server = make_url(str(POSTGRES)).set(drivername="postgresql+asyncpg")
     name = f"rookery_test_{secrets.token_hex(6)}"
     admin = create_async_engine(server, isolation_level="AUTOCOMMIT")

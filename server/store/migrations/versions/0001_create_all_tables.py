@@ -83,6 +83,21 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_ledger_session_id_turn"), ["session_id", "turn"], unique=False)
 
     op.create_table(
+        "principal_totals",
+        sa.Column("principal", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("day", sa.String(), nullable=False),
+        sa.Column("nano_usd", sa.BigInteger(), nullable=False),
+        sa.Column("input_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("output_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cache_read_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cache_write_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("requests", sa.BigInteger(), nullable=False),
+        sa.Column("failures", sa.BigInteger(), nullable=False),
+        sa.Column("unpriced_requests", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("principal", "model", "day", name=op.f("pk_principal_totals")),
+    )
+    op.create_table(
         "servers",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
