@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
-from weakref import WeakValueDictionary
 
 import anyio
 import structlog
@@ -21,8 +20,9 @@ from server.agent.launch import LaunchOptions
 from server.answering import Answering
 from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
+from server.fleet import Fleet
 from server.forwarding import Forwarding
-from server.inbox import Leave, StartTurn
+from server.inbox import Leave
 from server.janitor import Janitor
 from server.launching import LiveAgent, launch_options
 from server.leases import HEARTBEAT_S, Leases
@@ -30,19 +30,11 @@ from server.models import NANO_USD, ApprovalRecord, CheckpointRecord, SessionRec
 from server.reading import SessionReader
 from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
-from server.session import SessionActor
 from server.undo import Undo
 from server.views import Deletion, RewindReport
-from server.warm import WarmPool
 from server.workspaces import check_source
 
 log = structlog.get_logger(__name__)
-
-LEAVE_TIMEOUT_S: Final = 40.0
-"""Longest time an actor needs to go: interrupt, kill, checkpoint, sandbox stop, all bounded by themselves."""
-
-SHUTDOWN_TIMEOUT_S: Final = 10.0
-"""Longest time all actors together get when the server stops; the janitor of the next start mends the rest."""
 
 MAX_FORKS: Final = 16
 """Most forks made by one call."""
@@ -59,14 +51,9 @@ class Registry(SessionReader):
 
     def __init__(self, services: Services, leases: Leases, tasks: TaskGroup) -> None:
         super().__init__(services)
-        self._tasks = tasks
-        self._leases = leases
-        self._actors: dict[str, SessionActor] = {}
-        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
-        self._closing = False
-        self.janitor = Janitor(services, leases, self._actors)
+        self._fleet = Fleet(services, self._changes, tasks, self._wake_answered)
+        self.janitor = Janitor(services, leases, self._fleet.actors)
         self._forwarding = Forwarding(services, leases, self._serve_command)
-        self._pool = WarmPool(services)
         self._undo = Undo(services)
         self._answering = Answering(services, self._resume)
 
@@ -89,15 +76,17 @@ class Registry(SessionReader):
         policy = self._services.policy(request.policy)
         session, turn = self._new_session(principal, request, policy)
         self._services.gateway.require_credential()
-        await self._make_room()
-        warm = self._pool.take(launch_options(session, policy, self._services.settings.model))
+        await self._fleet.make_room()
+        warm = self._fleet.pool.take(launch_options(session, policy, self._services.settings.model))
         if warm is not None:
             session = session.model_copy(update={"id": warm.session_id, "root_id": warm.session_id})
             turn = turn.model_copy(update={"session_id": warm.session_id})
-        created = await self._create(session, turn, warm)
-        if created.id != session.id:
-            return created.id
-        actor = self._start_actor(created, policy, turn, warm=warm)
+        # From the row on, the session must get its actor, whatever becomes of the one who asked.
+        with anyio.CancelScope(shield=True):
+            created = await self._create(session, turn, warm)
+            if created.id != session.id:
+                return created.id
+            actor = self._fleet.start(created, policy, turn, warm=warm)
         await actor.placed.wait()
         if actor.placement_error is not None:
             raise actor.placement_error
@@ -110,7 +99,7 @@ class Registry(SessionReader):
             created = await self._services.store.create_session(session, turn)
         finally:
             if warm is not None and (created is None or created.id != session.id):
-                await self._pool.discard(warm)
+                await self._fleet.pool.discard(warm)
         return created
 
     def _new_session(self, principal: str, request: SpawnRequest, policy: Policy) -> tuple[SessionRecord, TurnRecord]:
@@ -159,7 +148,7 @@ class Registry(SessionReader):
         if await self._forwarding.belongs_elsewhere(session):
             result = await self._forwarding.send(session, "prompt", request.model_dump())
             return int(result["turn"])
-        async with self._lock(session_id):
+        async with self._fleet.lock(session_id):
             return await self._prompt_here(session, request)
 
     async def _prompt_here(self, session: SessionRecord, request: PromptRequest) -> int:
@@ -167,8 +156,8 @@ class Registry(SessionReader):
         policy = services.policy(session.policy)
         services.gateway.require_credential()
         budget = await self._new_cap(session, request.budget_usd)
-        if session.id not in self._actors:
-            await self._make_room()
+        if session.id not in self._fleet.actors:
+            await self._fleet.make_room()
         record = TurnRecord(
             session_id=session.id,
             number=0,
@@ -176,19 +165,20 @@ class Registry(SessionReader):
             request_id=request.request_id,
             started_at=services.clock.now(),
         )
-        turn, begun = await services.store.begin_turn(
-            session.id, record, owner=services.server_id, budget_nano_usd=budget
-        )
-        if not begun:
-            return turn.number
-        actor = self._actors.get(session.id)
-        if actor is not None and actor.start_turn(turn):
-            return turn.number
-        if actor is not None:
-            with anyio.move_on_after(LEAVE_TIMEOUT_S):
-                await actor.stopped.wait()
-        fresh = await services.store.update_session(session.id, owner=services.server_id)
-        self._start_actor(fresh, policy, turn)
+        # From the row on, the turn must get its actor, whatever becomes of the one who asked.
+        with anyio.CancelScope(shield=True):
+            turn, begun = await services.store.begin_turn(
+                session.id, record, owner=services.server_id, budget_nano_usd=budget
+            )
+            if not begun:
+                return turn.number
+            actor = self._fleet.actors.get(session.id)
+            if actor is not None and actor.start_turn(turn):
+                return turn.number
+            if actor is not None:
+                await self._fleet.gone(actor)
+            fresh = await services.store.update_session(session.id, owner=services.server_id)
+            self._fleet.start(fresh, policy, turn)
         return turn.number
 
     async def _new_cap(self, session: SessionRecord, budget_usd: float | None) -> int | None:
@@ -201,51 +191,6 @@ class Registry(SessionReader):
                 f"budget_usd: is the session's total cap and must be above the ${spent:.4f} it has spent already.",
             )
         return round(budget_usd * NANO_USD)
-
-    def _start_actor(
-        self,
-        session: SessionRecord,
-        policy: Policy,
-        turn: TurnRecord,
-        *,
-        resumed: bool = False,
-        warm: LiveAgent | None = None,
-    ) -> SessionActor:
-        actor = SessionActor(self._services, session, policy, self._changes, warm)
-        self._actors[session.id] = actor
-
-        async def live() -> None:
-            try:
-                await actor.run(StartTurn(turn, resumed))
-            finally:
-                if self._actors.get(session.id) is actor:
-                    del self._actors[session.id]
-            # An answer may have come between the moment the call was put off and the agent's sleep.
-            if not self._closing:
-                await self._wake_answered(session.id)
-
-        self._tasks.start_soon(live, name=f"session {session.id}")
-        return actor
-
-    async def _make_room(self) -> None:
-        """Let the longest idle agent sleep when there are too many.
-
-        Raises:
-            RookeryError: ``too_many_sessions`` when all are at work.
-        """
-        if self._closing:
-            raise RookeryError(ErrorCode.TOO_MANY_SESSIONS, "The server is stopping; try again when it is back.")
-        limit = self._services.settings.max_sessions
-        while len(self._actors) >= limit:
-            idle = [(since, actor) for actor in self._actors.values() if (since := actor.idle_since) is not None]
-            if not idle:
-                raise RookeryError(
-                    ErrorCode.TOO_MANY_SESSIONS,
-                    f"All {limit} places are taken by sessions at work. Wait for one with wait_for_sessions, interrupt "
-                    "one, or have ROOKERY_MAX_SESSIONS raised.",
-                )
-            _, oldest = min(idle, key=lambda pair: pair[0])
-            await self._put_to_sleep(oldest.session)
 
     # --- undoing ----------------------------------------------------------------------------------------------
 
@@ -271,7 +216,7 @@ class Registry(SessionReader):
         async with self._resting(principal, session_id) as session:
             checkpoint = await self._undo.find(session, checkpoint_id)
             if not dry_run:
-                await self._put_to_sleep(session)
+                await self._fleet.dismiss(session.id, Leave.HIBERNATE)
             return await self._undo.rewind(session, checkpoint, dry_run=dry_run, conversation=conversation)
 
     async def fork(
@@ -296,7 +241,7 @@ class Registry(SessionReader):
             fork = await self._undo.fork(session, checkpoint, f"{session.title[:180]}{suffix}")
             ids.append(fork.id)
             if request is not None:
-                async with self._lock(fork.id):
+                async with self._fleet.lock(fork.id):
                     await self._prompt_here(fork, request)
         return ids
 
@@ -304,7 +249,7 @@ class Registry(SessionReader):
         if checkpoint_id is not None:
             return await self._undo.find(session, checkpoint_id)
         if not session.state.is_busy and not await self._forwarding.belongs_elsewhere(session):
-            async with self._lock(session.id):
+            async with self._fleet.lock(session.id):
                 current = await self._services.store.session(session.principal, session.id)
                 if not current.state.is_busy:
                     return await self._undo.checkpoint(current, "fork")
@@ -331,7 +276,7 @@ class Registry(SessionReader):
                 "The session is held by another server process of this home; try again when it sleeps there "
                 "(after ROOKERY_IDLE_S), or ask that process.",
             )
-        async with self._lock(session_id):
+        async with self._fleet.lock(session_id):
             current = await self._services.store.session(principal, session_id)
             if current.state.is_terminal:
                 raise RookeryError(
@@ -342,14 +287,6 @@ class Registry(SessionReader):
                     ErrorCode.SESSION_BUSY, "A turn runs in this session; wait for it or call interrupt_session."
                 )
             yield current
-
-    async def _put_to_sleep(self, session: SessionRecord) -> None:
-        """End the session's idle agent, so that nothing runs on files that are about to change."""
-        actor = self._actors.get(session.id)
-        if actor is not None:
-            await actor.leave(Leave.HIBERNATE)
-            with anyio.move_on_after(LEAVE_TIMEOUT_S):
-                await actor.stopped.wait()
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
@@ -363,7 +300,7 @@ class Registry(SessionReader):
         if await self._forwarding.belongs_elsewhere(session):
             await self._forwarding.send(session, "interrupt", {})
             return
-        actor = self._actors.get(session_id)
+        actor = self._fleet.actors.get(session_id)
         if actor is None:
             await self.janitor.reconcile_session(session, asleep_too=True)
             return
@@ -387,7 +324,7 @@ class Registry(SessionReader):
         if await self._forwarding.belongs_elsewhere(session):
             await self._forwarding.send(session, "end", {})
         else:
-            async with self._lock(session_id):
+            async with self._fleet.lock(session_id):
                 await self._end_here(session)
         if delete:
             await self.janitor.delete(await self._services.store.session(principal, session_id))
@@ -395,12 +332,7 @@ class Registry(SessionReader):
 
     async def _end_here(self, session: SessionRecord) -> None:
         store = self._services.store
-        actor = self._actors.get(session.id)
-        if actor is not None:
-            await actor.leave(Leave.END)
-            with anyio.move_on_after(LEAVE_TIMEOUT_S):
-                await actor.stopped.wait()
-        else:
+        if not await self._fleet.dismiss(session.id, Leave.END):
             await self.janitor.reconcile_session(session, asleep_too=True)
         current = await store.session(session.principal, session.id)
         if current.state is not SessionState.ENDED:
@@ -426,12 +358,12 @@ class Registry(SessionReader):
             RookeryError: ``approval_not_found``, ``approval_expired``, ``invalid_argument``.
         """
         approval = await self._answering.answer(principal, approval_id, allow=allow, note=note, by=by or principal)
-        if approval.session_id not in self._actors:
+        if approval.session_id not in self._fleet.actors:
             await self._wake_answered(approval.session_id)
         return approval
 
     async def _wake_answered(self, session_id: str) -> None:
-        async with self._lock(session_id):
+        async with self._fleet.lock(session_id):
             try:
                 await self._answering.resume_if_answered(session_id)
             except RookeryError as error:
@@ -439,7 +371,7 @@ class Registry(SessionReader):
                     log.warning("session could not be woken by its answer", session_id=session_id, error=str(error))
 
     async def _resume(self, session: SessionRecord, turn: TurnRecord) -> None:
-        self._start_actor(session, self._services.policy(session.policy), turn, resumed=True)
+        self._fleet.start(session, self._services.policy(session.policy), turn, resumed=True)
 
     async def prune(self) -> int:
         """Delete ended sessions whose retention is over; how many."""
@@ -451,36 +383,29 @@ class Registry(SessionReader):
         """Carry out what another process asked of a session of ours."""
         match kind:
             case "prompt":
-                async with self._lock(session.id):
+                async with self._fleet.lock(session.id):
                     return {"turn": await self._prompt_here(session, PromptRequest.model_validate(payload))}
             case "interrupt":
                 await self.interrupt(session.principal, session.id)
             case "end":
-                async with self._lock(session.id):
+                async with self._fleet.lock(session.id):
                     await self._end_here(session)
             case _:
                 raise RookeryError(ErrorCode.INTERNAL, "The other server does not know this command; update it.")
         return {}
-
-    def _lock(self, session_id: str) -> anyio.Lock:
-        lock = self._locks.get(session_id)
-        if lock is None:
-            lock = anyio.Lock()
-            self._locks[session_id] = lock
-        return lock
 
     # --- life -------------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
         """Heartbeats, commands from other processes, the janitor's rounds; until cancelled."""
         default = self._services.policy(None).offered_tools(None)
-        self._pool.want(LaunchOptions(tools=default, model=self._services.settings.model))
+        self._fleet.pool.want(LaunchOptions(tools=default, model=self._services.settings.model))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._heartbeat)
             tasks.start_soon(self._forwarding.serve)
             tasks.start_soon(self.janitor.serve)
             tasks.start_soon(self._expire)
-            tasks.start_soon(self._pool.serve)
+            tasks.start_soon(self._fleet.pool.serve)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -500,14 +425,7 @@ class Registry(SessionReader):
 
     async def close(self) -> None:
         """Interrupt what runs, flush transcripts, end every agent. Bounded."""
-        self._closing = True
-        with anyio.move_on_after(SHUTDOWN_TIMEOUT_S):
-            actors = list(self._actors.values())
-            async with anyio.create_task_group() as tasks:
-                for actor in actors:
-                    tasks.start_soon(actor.leave, Leave.SHUTDOWN)
-            for actor in actors:
-                await actor.stopped.wait()
+        await self._fleet.close()
 
 
 @asynccontextmanager
