@@ -1,0 +1,129 @@
+"""Undo through the whole house: checkpoints, rewind, fork."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.errors import ErrorCode, RookeryError
+from server.gateway.scripted import prompt_with
+from server.models import EventKind, SessionState
+from server.registry import Registry
+from tests.house import ME, bash, go_on, open_house, run, say, seen, settled, spawn
+
+
+async def tree(registry: Registry, session_id: str) -> dict[str, str | None]:
+    listing = await registry.list_files(ME, session_id, depth=8)
+    return {
+        entry.path: (await registry.read_file(ME, session_id, entry.path)).text
+        for entry in listing.entries
+        if entry.kind == "file"
+    }
+
+
+async def test_a_rewind_restores_what_bash_did_and_can_itself_be_undone(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as registry:
+        first = await run(registry, [bash("mkdir -p a/b; echo one > a/b/file; echo x > gone"), {"text": "done"}])
+        second = await go_on(
+            registry, first.session_id, [bash("echo two > a/b/file; rm gone; echo new > new"), {"text": "done"}]
+        )
+        session_id, point = first.session_id, second.checkpoint_id
+        assert point is not None
+        plan = await registry.rewind(ME, session_id, point, dry_run=True, conversation=False)
+        assert (plan.files_added, plan.files_changed, plan.files_removed) == (1, 1, 1)
+        assert plan.undo_checkpoint_id is None
+        assert (await tree(registry, session_id))["a/b/file"] == "two\n"
+        report = await registry.rewind(ME, session_id, point, dry_run=False, conversation=False)
+        assert await tree(registry, session_id) == {"a/b/file": "one\n", "gone": "x\n"}
+        assert report.undo_checkpoint_id is not None
+        told = await go_on(registry, session_id, [{"reply_with": "conversation"}])
+        assert "taken back" in told.text or "were taken back" in str(told)
+        await registry.rewind(ME, session_id, report.undo_checkpoint_id, dry_run=False, conversation=False)
+        assert await tree(registry, session_id) == {"a/b/file": "two\n", "new": "new\n"}
+
+
+async def test_a_conversation_goes_back_too_if_asked_and_the_rewind_can_be_undone(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as registry:
+        first = await run(registry, [{"text": "the word is marmalade"}])
+        second = await go_on(registry, first.session_id, [{"text": "the other word is pumpernickel"}])
+        assert second.checkpoint_id is not None
+        report = await registry.rewind(ME, first.session_id, second.checkpoint_id, dry_run=False, conversation=True)
+        third = await go_on(registry, first.session_id, [{"reply_with": "conversation"}])
+        assert "marmalade" in third.text
+        assert "pumpernickel" not in third.text
+        assert report.undo_checkpoint_id is not None
+        await registry.rewind(ME, first.session_id, report.undo_checkpoint_id, dry_run=False, conversation=True)
+        fourth = await go_on(registry, first.session_id, [{"reply_with": "conversation"}])
+        assert "pumpernickel" in fourth.text
+
+
+async def test_forks_have_files_and_conversation_of_their_own_and_leave_the_original_alone(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as registry:
+        first = await run(registry, [bash("echo one > file"), {"text": "the word is marmalade"}])
+        steps = [bash("cat file; echo $RANDOM > file"), {"reply_with": "conversation"}]
+
+        ids = await registry.fork(ME, first.session_id, prompt=prompt_with(steps), checkpoint_id=None, count=3)
+        for fork in ids:
+            outcome = await settled(registry, fork)
+            assert "marmalade" in outcome.text
+            assert outcome.changed_files == ("file",)
+            view = await registry.get(ME, fork)
+            assert (view.parent_id, view.root_id) == (first.session_id, first.session_id)
+        assert await tree(registry, first.session_id) == {"file": "one\n"}
+        assert (await go_on(registry, first.session_id, [{"text": "still mine"}])).text == "still mine"
+
+
+async def test_a_fork_of_a_fork_of_an_ended_session_and_from_an_old_checkpoint(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as registry:
+        first = await run(registry, [bash("echo one > file"), {"text": "marmalade"}])
+        second = await go_on(registry, first.session_id, [bash("echo two > file"), {"text": "pumpernickel"}])
+        await registry.end(ME, first.session_id, delete=False)
+        (fork,) = await registry.fork(ME, first.session_id, prompt=None, checkpoint_id=second.checkpoint_id, count=1)
+        assert (await registry.outcome(ME, fork)).state is SessionState.IDLE
+        assert await tree(registry, fork) == {"file": "one\n"}
+        said = await go_on(registry, fork, [{"reply_with": "conversation"}])
+        assert "marmalade" in said.text
+        assert "pumpernickel" not in said.text
+        (second_fork,) = await registry.fork(ME, fork, prompt=None, checkpoint_id=None, count=1)
+        assert "marmalade" in (await go_on(registry, second_fork, [{"reply_with": "conversation"}])).text
+
+
+async def test_a_fork_while_a_turn_runs_starts_from_the_turns_start(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as registry:
+        first = await run(registry, [bash("echo one > file"), {"text": "done"}])
+
+        await say(registry, first.session_id, [bash("echo two > file; tail -f /dev/null")])
+        await seen(registry, first.session_id, EventKind.TOOL_CALL)
+        (fork,) = await registry.fork(ME, first.session_id, prompt=None, checkpoint_id=None, count=1)
+        assert await tree(registry, fork) == {"file": "one\n"}
+
+
+async def test_bad_checkpoints_and_bad_moments_are_typed_errors(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as registry:
+        one = await run(registry, [{"text": "one"}])
+        other = await run(registry, [{"text": "other"}])
+        for checkpoint_id in ("cp_missing", other.checkpoint_id):
+            assert checkpoint_id is not None
+            with pytest.raises(RookeryError) as missing:
+                await registry.rewind(ME, one.session_id, checkpoint_id, dry_run=True, conversation=False)
+            assert missing.value.code is ErrorCode.CHECKPOINT_NOT_FOUND
+        busy = await spawn(registry, [bash("tail -f /dev/null")])
+        with pytest.raises(RookeryError) as refused:
+            await registry.rewind(ME, busy, one.checkpoint_id or "", dry_run=True, conversation=False)
+        assert refused.value.code is ErrorCode.SESSION_BUSY
+        await registry.end(ME, one.session_id, delete=False)
+        with pytest.raises(RookeryError) as ended:
+            await registry.rewind(ME, one.session_id, one.checkpoint_id or "", dry_run=True, conversation=False)
+        assert ended.value.code is ErrorCode.SESSION_ENDED
+
+
+async def test_a_rewind_works_after_a_restart(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as registry:
+        first = await run(registry, [bash("echo one > file"), {"text": "done"}])
+        await go_on(registry, first.session_id, [bash("echo two > file"), {"text": "done"}])
+        kept = await registry.create_checkpoint(ME, first.session_id, "before the storm")
+        await go_on(registry, first.session_id, [bash("rm file"), {"text": "done"}])
+    async with open_house(tmp_path) as registry:
+        await registry.rewind(ME, first.session_id, kept.id, dry_run=False, conversation=False)
+        assert await tree(registry, first.session_id) == {"file": "two\n"}
