@@ -106,4 +106,4 @@ class Settings(BaseSettings):
     @property
     def store_url(self) -> str:
         """The SQLAlchemy URL of the store."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.home / 'rookery.db'}"
+        return self.database_url or f"sqlite:///{self.home / 'rookery.db'}"
