@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from rookery.provider import make_provider
 from server.checkpoints import Checkpoints
 from server.clock import SYSTEM_CLOCK, Clock
 from server.concurrency import background_tasks
@@ -16,9 +16,8 @@ from server.errors import ErrorCode, RookeryError
 from server.gateway import Gateway, PriceBook, Upstream, anthropic_upstream
 from server.registry import Registry
 from server.registry import open_registry as open_sessions
-from server.sandboxes.base import SandboxProvider
 from server.services import Services
-from server.settings import SandboxKind, Settings, UpstreamKind
+from server.settings import Settings, UpstreamKind
 from server.store import open_store
 
 
@@ -48,33 +47,6 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> A
             server_id=clock.identifier("server"),
         )
         yield await stack.enter_async_context(open_sessions(services))
-
-
-def make_provider(settings: Settings) -> SandboxProvider:
-    """The sandbox provider that the settings name.
-
-    Raises:
-        RookeryError: ``sandbox_unavailable``: there is none of this kind. Never falls back to another.
-    """
-    if settings.sandbox is not SandboxKind.BUBBLEWRAP:
-        raise RookeryError(
-            ErrorCode.SANDBOX_UNAVAILABLE,
-            f"This version makes no {settings.sandbox.value} sandboxes: set ROOKERY_SANDBOX=bubblewrap.",
-        )
-    from server.sandboxes.bubblewrap import BubblewrapProvider
-
-    return BubblewrapProvider(settings.home, cli_path(settings))
-
-
-def cli_path(settings: Settings) -> Path:
-    """The Claude Code CLI: the setting's, else the one that the SDK brings. It may not exist; the provider checks."""
-    if settings.cli_path is not None:
-        return settings.cli_path
-    # Looked up without importing the SDK, which takes half a second.
-    found = importlib.util.find_spec("claude_agent_sdk")
-    if found is None or found.origin is None:
-        return Path("claude")
-    return Path(found.origin).parent / "_bundled" / "claude"
 
 
 def prepare_home(home: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rookery.application import make_provider
+from rookery.provider import make_provider
 from server.errors import RookeryError
 from server.sandboxes.base import Check
 from server.settings import UpstreamKind
