@@ -61,8 +61,8 @@ system:
 	fi; \
 	if [ -z "$(PYTHON)" ] && command -v python3 >/dev/null; then \
 		echo "Rookery needs Python 3.11 or newer; this machine has $$(python3 --version 2>&1)."; \
-		echo "Install a newer one (on Ubuntu 22.04: sudo apt-get install -y python3.11 python3.11-venv)"; \
-		echo "or name one that you have: make PYTHON=/path/to/python3.12 demo"; \
+		echo "Use Debian 12, Ubuntu 24.04 or newer (bubblewrap must be 0.8 or newer, too),"; \
+		echo "or name another Python: make PYTHON=/path/to/python3.12 demo"; \
 		exit 1; \
 	fi; \
 	missing=""; \
