@@ -6,7 +6,7 @@ On start and then in rounds it looks both ways: sessions whose server died are t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import timedelta
 from typing import Final
 
@@ -17,6 +17,7 @@ from server.errors import ErrorCode, RookeryError
 from server.launching import open_sandbox
 from server.leases import Leases
 from server.models import EventKind, SessionRecord, SessionState, StopReason
+from server.sandboxes.base import SandboxSpec
 from server.services import Services
 
 log = structlog.get_logger(__name__)
@@ -30,12 +31,14 @@ class Janitor:
 
     Args:
         resident: the sessions that this process has actors for; looked at, never changed.
+        reserved: sandboxes of this process that have no session yet; looked at, never changed.
     """
 
-    def __init__(self, services: Services, leases: Leases, resident: Mapping[str, object]) -> None:
+    def __init__(self, services: Services, leases: Leases, resident: Mapping[str, object], reserved: Set[str]) -> None:
         self._services = services
         self._leases = leases
         self._resident = resident
+        self._reserved = reserved
 
     async def serve(self) -> None:
         """Go round until cancelled."""
@@ -57,7 +60,28 @@ class Janitor:
         for server_id in dead:
             await store.remove_server(server_id)
             self._leases.forget(server_id)
+        await self._sweep_sandboxes()
         return mended
+
+    async def _sweep_sandboxes(self) -> None:
+        """Remove sandboxes that no session has, as a killed server leaves them.
+
+        Only while no other server lives: one that does may just be making a sandbox, or keep it warm.
+        """
+        services = self._services
+        if len(await services.store.servers()) > 1:
+            return
+        known = await services.store.session_ids()
+        for reference in await services.provider.owned():
+            name = str(reference.get("id"))
+            if name in known or name in self._reserved:
+                continue
+            spec = SandboxSpec(session_id=name, gateway_socket=services.gateway.socket)
+            try:
+                sandbox = await services.provider.attach(reference, spec)
+                await sandbox.destroy()
+            except RookeryError as error:
+                log.warning("orphaned sandbox stays", sandbox=name, error=str(error))
 
     async def reconcile_session(self, session: SessionRecord, *, asleep_too: bool = False) -> bool:
         """Mend one session that says it is at work or resident, and whose process is gone; whether it was so.

@@ -52,7 +52,7 @@ class Registry(SessionReader):
     def __init__(self, services: Services, leases: Leases, tasks: TaskGroup) -> None:
         super().__init__(services)
         self._fleet = Fleet(services, self._changes, tasks, self._wake_answered)
-        self.janitor = Janitor(services, leases, self._fleet.actors)
+        self.janitor = Janitor(services, leases, self._fleet.actors, self._fleet.pool.reserved)
         self._forwarding = Forwarding(services, leases, self._serve_command)
         self._undo = Undo(services)
         self._answering = Answering(services, self._resume)
@@ -98,7 +98,9 @@ class Registry(SessionReader):
         try:
             created = await self._services.store.create_session(session, turn)
         finally:
-            if warm is not None and (created is None or created.id != session.id):
+            if warm is not None and created is not None and created.id == session.id:
+                self._fleet.pool.reserved.discard(session.id)
+            elif warm is not None:
                 await self._fleet.pool.discard(warm)
         return created
 

@@ -20,7 +20,7 @@ from claude_agent_sdk import ClaudeSDKError
 from server.agent.launch import LaunchOptions
 from server.errors import RookeryError
 from server.launching import LiveAgent, start_fresh
-from server.sandboxes.base import SandboxSpec
+from server.sandboxes.base import Sandbox, SandboxSpec
 from server.services import Services
 
 log = structlog.get_logger(__name__)
@@ -52,6 +52,8 @@ class WarmPool:
         self._services = services
         self._size = services.settings.warm
         self._waiting: deque[_Waiting] = deque()
+        self.reserved: set[str] = set()
+        """Ids of sandboxes that exist, or are being made, without a session in the store."""
         self._wanted: LaunchOptions | None = None
         self._changed = anyio.Event()
         self._delay = 0.0
@@ -117,14 +119,18 @@ class WarmPool:
             limits=services.limits,
             labels={"server": services.server_id, "warm": "true"},
         )
-        sandbox = await services.provider.create(spec)
+        self.reserved.add(session_id)
         stack = AsyncExitStack()
+        sandbox: Sandbox | None = None
         try:
+            sandbox = await services.provider.create(spec)
             yield await start_fresh(services, session_id, sandbox, options, stack)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await stack.aclose()
-                await sandbox.destroy()
+                if sandbox is not None:
+                    await sandbox.destroy()
+            self.reserved.discard(session_id)
             raise
 
     async def _renew(self) -> None:
@@ -144,3 +150,4 @@ class WarmPool:
                 await live.sandbox.destroy()
             except (RookeryError, OSError) as error:
                 log.warning("warm agent was not removed whole", error=str(error))
+            self.reserved.discard(live.session_id)

@@ -57,6 +57,11 @@ class Sessions(Room):
         """The session that this request made, if it was seen before."""
         return await self._database.read(_by_request, principal, request_id)
 
+    async def session_ids(self) -> set[str]:
+        """Ids of all sessions, of whatever principal, for the server's own work."""
+        query = select(sessions.c.id)
+        return await self._database.read(lambda connection: set(connection.execute(query).scalars()))
+
     async def sessions_in(
         self, states: Collection[SessionState], *, principal: str | None = None
     ) -> list[SessionRecord]:
