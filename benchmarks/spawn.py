@@ -22,7 +22,7 @@ from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rookery.application import cli_path
+from rookery.provider import cli_path
 from server.concurrency import background_tasks
 from server.gateway.listener import loopback_listener, serve_app
 from server.gateway.scripted.answers import ScriptedModel

@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
@@ -21,7 +21,8 @@ from anyio.abc import TaskGroup, TaskStatus
 from rookery.backend import BackgroundBackend
 from rookery.stdio import MAX_MESSAGE_BYTES, Wire, claimed_wire, stdio_transport
 from tools.backend import Registry
-from tools.server import build_server
+from tools.definition import ToolDefinition
+from tools.server import TOOLS, build_server
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -30,19 +31,19 @@ HTTP_DRAIN_S: Final = 3
 """How long open HTTP requests get at the end."""
 
 
-async def serve_stdio(settings: Settings) -> None:
+async def serve_stdio(settings: Settings, tools: Sequence[ToolDefinition[Any, Any]] = TOOLS) -> None:
     """Serve one client on the standard streams until its input ends or a signal comes."""
     # The streams are claimed around all else: nothing that starts or ends behind the server may print on the wire.
     with claimed_wire() as wire:
-        await _serve_wire(settings, wire)
+        await _serve_wire(settings, wire, tools)
 
 
-async def _serve_wire(settings: Settings, wire: Wire) -> None:
+async def _serve_wire(settings: Settings, wire: Wire, tools: Sequence[ToolDefinition[Any, Any]]) -> None:
     serving = anyio.CancelScope()
     async with _background(settings, on_signal=serving.cancel) as (backend, tasks):
         answered = anyio.Event()
         tasks.start_soon(_start_after, answered, backend)
-        server = build_server(backend, max_wait_s=settings.max_wait_s)
+        server = build_server(backend, max_wait_s=settings.max_wait_s, tools=tools)
         # The SDK's public entry takes no streams of one's own; this is the one private name of it that is used.
         protocol = server._lowlevel_server
         with serving:

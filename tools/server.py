@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, Final
 
 from mcp.server.caching import CacheHint
@@ -39,18 +41,23 @@ get_costs what it cost. Repeat a spawn safely by giving it a request_id.
 """
 
 
-def build_server(backend: Backend, *, max_wait_s: float = 50.0, principal: str = LOCAL_PRINCIPAL) -> ToolServer:
+def build_server(
+    backend: Backend,
+    *,
+    max_wait_s: float = 50.0,
+    principal: str = LOCAL_PRINCIPAL,
+    tools: Sequence[ToolDefinition[Any, Any]] = TOOLS,
+) -> ToolServer:
     """The MCP server, for any transport and both protocol eras.
 
     Args:
         backend: where the registry comes from; asked at the first call that needs it.
         max_wait_s: longest wait inside one tool call, in seconds.
         principal: whose sessions these are.
+        tools: what is offered.
     """
-    from importlib.metadata import version
-
     server = ToolServer(
-        TOOLS,
+        tools,
         backend,
         principal=principal,
         max_wait_s=max_wait_s,

@@ -34,9 +34,9 @@ def noise():
         time.sleep(0.02)
 import rookery.serving
 served = rookery.serving._serve_wire
-async def noisy(settings, wire):
+async def noisy(*arguments):
     threading.Thread(target=noise, daemon=True).start()
-    await served(settings, wire)
+    await served(*arguments)
 rookery.serving._serve_wire = noisy
 from rookery.cli import main
 sys.argv[1:] = ["serve"]
