@@ -151,6 +151,10 @@ class SandboxProcess:
         """The end of its stderr as far as it is kept, and whether what came before was dropped."""
         return bytes(self._stderr), self._stderr_dropped
 
+    def note(self, text: str) -> None:
+        """Add a line of ours to its stderr, where whoever reads the log looks for the cause of its end."""
+        self._remember_stderr(f"\nsandbox: {text}\n".encode())
+
     async def wait(self) -> int:
         """Wait until it ended; the exit status."""
         await self._exited.wait()
@@ -196,7 +200,7 @@ class SandboxProcess:
             await anyio.wait_readable(self._streams.stdout)
             return
         if not self._exited.is_set() and await self._disk.exceeded():
-            self._remember_stderr(b"\nsandbox: the workspace grew beyond its disk limit, so its processes were ended\n")
+            self.note("the workspace grew beyond its disk limit, so its processes were ended")
             self.kill()
 
     def _on_exit(self) -> None:

@@ -47,6 +47,7 @@ class BubblewrapSandbox:
         self._agent: SandboxProcess | None = None
         self._starting = anyio.Lock()
         self._group: ControlGroup | None = None
+        self._memory_kills = 0
 
     @property
     def reference(self) -> Mapping[str, Any]:
@@ -281,6 +282,12 @@ class BubblewrapSandbox:
             chunks.close()
 
     def _forget(self, process: SandboxProcess) -> None:
+        kills = self._group.memory_kills() if self._group is not None else 0
+        if kills > self._memory_kills:
+            self._memory_kills = kills
+            process.note(
+                f"a process was ended because the memory limit of {self._spec.limits.memory_mb} MiB was reached"
+            )
         self._processes.discard(process)
         if process is self._agent:
             self._agent = None
@@ -291,7 +298,7 @@ class BubblewrapSandbox:
         """Remove the control group once there are no processes."""
         if self._group is None or self._processes:
             return
-        group, self._group = self._group, None
+        group, self._group, self._memory_kills = self._group, None, 0
         # All members are gone with their namespace; killing is for what may have been left outside of it.
         if not group.remove():
             group.kill()

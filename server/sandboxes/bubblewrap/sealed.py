@@ -65,7 +65,8 @@ def _directory(home: Path) -> Path:
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = cache.lstat()
-        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and os.access(cache, os.W_OK):
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and os.access(cache, os.W_OK):
             return cache
     except OSError:
         pass
