@@ -1,50 +1,172 @@
-"""``decide``: a pure function from a request, a policy and facts to a decision."""
+"""``decide``: a pure function from a request, a policy and facts to a decision.
+
+The same evaluation answers ``decide`` and ``explain``, so the two cannot differ.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from policies.catalogue import ALWAYS_ALLOWED, TOOLS, FieldKind, canonical_name, input_fault
-from policies.paths import UnresolvablePathError, hidden_character, is_below, resolve
+from policies.catalogue import ALWAYS_ALLOWED, NEVER_OFFERED, canonical_name
+from policies.layer import Layer, PartVerdict
+from policies.parts import Part, PartKind, RefusedError, parts_of
 from policies.policy import Policy
-from policies.types import Decision, Effect, Facts, ToolRequest
+from policies.rewrite import apply_settings
+from policies.rules import Matcher, Rule
+from policies.types import Decision, Effect, Facts, MatchedRule, SubRequest, ToolRequest
 
-MAX_COMMAND: Final = 100_000
+_FORCED: Final = "dangerouslyDisableSandbox"
+_NETWORK_TOOLS: Final = frozenset({"WebFetch"})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a decision came about.
+
+    Args:
+        decision: the decision.
+        parts: the parts of the request (after rewrites), empty if it could not be taken apart.
+        verdicts: for each layer, in order, what it says about each part.
+    """
+
+    decision: Decision
+    parts: tuple[Part, ...] = ()
+    verdicts: tuple[tuple[Layer, tuple[PartVerdict, ...]], ...] = ()
 
 
 def decide(request: ToolRequest, policy: Policy, facts: Facts) -> Decision:
-    """What becomes of a call. Never raises on any request, and says deny whatever it cannot vouch for."""
-    name = canonical_name(request.tool)
-    tool = TOOLS.get(name)
+    """What becomes of a call.
+
+    Pure and deterministic. Whatever the engine cannot vouch for is denied: an unknown tool or field, a path or a
+    script that cannot be judged, a call that no rule of some layer allows.
+
+    Args:
+        request: the call.
+        policy: the layers that must all agree.
+        facts: everything else that is known.
+
+    Returns:
+        The decision. An ``input`` in it replaces the call's input as a whole; its own decision is already included.
+    """
+    return evaluate(request, policy, facts).decision
+
+
+def evaluate(request: ToolRequest, policy: Policy, facts: Facts) -> Evaluation:
+    """The decision with its whole reasoning. See :func:`decide`."""
+    name = canonical_name(request.tool) if isinstance(request.tool, str) else ""
     if name in ALWAYS_ALLOWED:
-        return Decision(Effect.ALLOW, "This tool is always allowed.", rule="rookery:always-allowed")
-    if tool is None or name not in policy.tools:
-        return Decision(Effect.DENY, f"No rule of the policy {policy.name} allows the tool {request.tool[:60]}.")
+        return Evaluation(Decision(Effect.ALLOW, f"{name} is always allowed.", "rookery:always-allowed"))
+    if not name or not isinstance(request.input, Mapping):
+        return _refused("rookery:input", "The tool call was malformed.")
+    if name in NEVER_OFFERED:
+        return _refused("rookery:not-offered", f"{name} is not offered to agents of this server: do without it.")
+    stripped = request
+    if name == "Bash" and _FORCED in request.input:
+        # The sandbox holds whatever the CLI believes of its own; the field is taken out all the same (row R20).
+        rest = {key: value for key, value in request.input.items() if key != _FORCED}
+        stripped = replace(request, input=rest)
+    first = _judged(stripped, policy, facts)
+    if first.decision.effect is Effect.DENY:
+        return first
+    matcher = Matcher(facts, request.role)
+    rewritten, applied = _rewritten(stripped, name, first.parts, policy, matcher)
+    if rewritten is None:
+        if stripped is request:
+            return first
+        return replace(first, decision=replace(first.decision, input=dict(stripped.input)))
+    second = _judged(replace(request, input=rewritten), policy, facts)
+    strict = first if first.decision.effect.strictness > second.decision.effect.strictness else second
+    matched = tuple(dict.fromkeys((*first.decision.matched, *applied, *second.decision.matched)))
+    decision = replace(strict.decision, matched=matched, requests=second.decision.requests)
+    if decision.effect is not Effect.DENY:
+        decision = replace(decision, input=rewritten)
+    return replace(second, decision=decision)
+
+
+def _refused(rule: str, because: str) -> Evaluation:
+    return Evaluation(Decision(Effect.DENY, because, rule))
+
+
+def _rewritten(
+    request: ToolRequest, name: str, parts: tuple[Part, ...], policy: Policy, matcher: Matcher
+) -> tuple[dict[str, Any] | None, list[MatchedRule]]:
+    """The input after the rewrites of all layers, or None if they change nothing, and the rules that applied."""
     given: Mapping[str, Any] = request.input
-    if (fault := input_fault(tool, given)) is not None:
-        return Decision(Effect.DENY, f"{fault}. Leave it out.", rule="rookery:input")
-    for field, value in given.items():
-        kind = tool.fields[field]
-        if value is None:
-            continue
-        if kind is FieldKind.COMMAND:
-            if len(value) > MAX_COMMAND:
-                return Decision(Effect.DENY, f"The command is longer than {MAX_COMMAND:,} characters.", "rookery:size")
-            if (hidden := hidden_character(value, allowed="\t\n")) is not None:
-                return Decision(Effect.DENY, f"The command holds the character {hidden}.", "rookery:characters")
-        if kind in (FieldKind.READ_PATH, FieldKind.WRITE_PATH):
-            try:
-                path = resolve(value, facts)
-            except UnresolvablePathError as error:
-                return Decision(Effect.DENY, f"{field}: {error}.", rule="rookery:path")
-            roots = (facts.workspace, "/tmp")  # noqa: S108 - the sandbox's own
-            if not all(any(is_below(place, root) for root in roots) for place in path.candidates):
-                return Decision(Effect.DENY, "Files outside /workspace and /tmp are not for this agent.")
-    changed = {key: value for key, value in given.items() if key != "dangerouslyDisableSandbox"}
+    applied: list[MatchedRule] = []
+    for layer in policy.layers:
+        for rule, place in layer.rewrites(parts, matcher):
+            applied.append(_matched(rule, layer, place))
+            given = apply_settings(name, given, rule.rewrite)
+    return (None if dict(given) == dict(request.input) else dict(given)), applied
+
+
+def _matched(rule: Rule, layer: Layer, place: int) -> MatchedRule:
+    effect = "rewrite" if rule.effect is None else rule.effect.value
+    return MatchedRule(rule.id, effect, layer.name, rule.because, place, rule.file, rule.line)
+
+
+def _judged(request: ToolRequest, policy: Policy, facts: Facts) -> Evaluation:
+    """Every part of the request put to every layer."""
+    try:
+        parts = parts_of(request, facts)
+    except RefusedError as error:
+        return _refused(error.rule, error.because)
+    call = parts[0]
+    if request.role is not None and not any(layer.roles for layer in policy.layers):
+        return _refused("rookery:role", f"The policy {policy.name} knows no roles.")
+    if call.tool in _NETWORK_TOOLS and not all(policy.egress.permits_any_port(host) for host in call.hosts):
+        return _refused(
+            "rookery:network", f"The network of this sandbox does not reach {', '.join(call.hosts)}: {_known(policy)}."
+        )
+    matcher = Matcher(facts, request.role)
+    verdicts: list[tuple[Layer, tuple[PartVerdict, ...]]] = []
+    for layer in policy.layers:
+        fault = layer.call_fault(call, matcher)
+        found = [layer.judge(part, matcher) for part in parts]
+        if fault is not None:
+            found[0] = PartVerdict(Effect.DENY, None, *fault, found[0].matched)
+        verdicts.append((layer, tuple(found)))
+    return Evaluation(_combined(parts, verdicts), parts, tuple(verdicts))
+
+
+def _known(policy: Policy) -> str:
+    hosts = policy.network
+    return f"the policy lets out {', '.join(hosts[:10])}" if hosts else "the policy lets nothing out"
+
+
+def _combined(parts: tuple[Part, ...], verdicts: list[tuple[Layer, tuple[PartVerdict, ...]]]) -> Decision:
+    """The strictest verdict of all layers over all parts, the first of equals."""
+    strictest = Effect.ALLOW
+    decider: tuple[Layer, PartVerdict] | None = None
+    effects = [Effect.ALLOW] * len(parts)
+    matched: list[MatchedRule] = []
+    for layer, found in verdicts:
+        for place, verdict in enumerate(found):
+            matched.extend(_matched(rule, layer, place) for rule in verdict.matched)
+            if verdict.effect is None:
+                continue
+            effects[place] = effects[place].meet(verdict.effect)
+            if decider is None or verdict.effect.strictness > strictest.strictness:
+                strictest, decider = verdict.effect, (layer, verdict)
+    # The call of Bash as such and the script as a whole say nothing that its parts do not.
+    requests = tuple(
+        SubRequest(part.kind.value, part.tool, part.text, effects[place])
+        for place, part in enumerate(parts)
+        if part.kind is not PartKind.TOOL or part.called != "Bash" or len(parts) == 1
+    )
+    if decider is None:
+        return Decision(Effect.ALLOW, "Nothing in this call needs a rule.", None, tuple(matched), None, requests)
+    layer, verdict = decider
+    rule_id = verdict.rule.id if verdict.rule is not None else verdict.builtin
     return Decision(
-        Effect.ALLOW,
-        "The policy allows it.",
-        rule="workspace",
-        input=changed if len(changed) != len(given) else None,
+        strictest,
+        verdict.because,
+        rule_id,
+        tuple(matched),
+        None,
+        requests,
+        layer.name,
+        verdict.rule.ask_ttl_s if verdict.rule is not None else None,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
@@ -66,13 +67,14 @@ def hidden_character(text: str, *, allowed: str = "") -> str | None:
     return None
 
 
-def resolve(text: str, facts: Facts, *, cwd: str | None = None) -> ResolvedPath:
+def resolve(text: str, facts: Facts, *, cwd: str | None = None, from_shell: bool = False) -> ResolvedPath:
     """What a path written by the agent may mean.
 
     Args:
         text: as written: absolute, relative to ``cwd``, or beginning with ``~/``.
         facts: workspace, home and links.
         cwd: an absolute path; None means where the call starts.
+        from_shell: the path comes from a shell command, where a backslash is a character like any other.
 
     Raises:
         UnresolvablePathError: it is empty, too long, foreign (a drive, UNC, backslashes), names another user's home,
@@ -84,7 +86,7 @@ def resolve(text: str, facts: Facts, *, cwd: str | None = None) -> ResolvedPath:
         raise UnresolvablePathError(f"the path is longer than {MAX_PATH} characters")
     if (hidden := hidden_character(text)) is not None:
         raise UnresolvablePathError(f"the path holds the control or format character {hidden}")
-    if _FOREIGN.match(text):
+    if not from_shell and _FOREIGN.match(text):
         raise UnresolvablePathError("the path is not a POSIX path: use forward slashes and no drive letter")
     if text == "~" or text.startswith("~/"):
         text = facts.home + text[1:]
@@ -92,6 +94,8 @@ def resolve(text: str, facts: Facts, *, cwd: str | None = None) -> ResolvedPath:
         raise UnresolvablePathError("the path names the home of another user: write it out")
     absolute = text if text.startswith("/") else f"{cwd or facts.cwd or facts.workspace}/{text}"
     lexical = normalise(absolute)
+    if isinstance(facts.links, Mapping) and not facts.links:
+        return ResolvedPath(text, (lexical,))
     found = [lexical]
     # The CLI normalises ".." before it opens a path, a shell leaves it to the kernel, which applies it to the
     # link's target: both readings count.
@@ -104,28 +108,31 @@ def resolve(text: str, facts: Facts, *, cwd: str | None = None) -> ResolvedPath:
 def _follow(path: str, facts: Facts, found: list[str]) -> None:
     """Walk a path as the kernel does and note every name met at its end."""
     pending = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-    current: list[str] = []
+    # Ever longer paths from the root to where the walk stands.
+    current = [""]
     hops = 0
     while pending:
         part = pending.pop()
         if part == "..":
-            if current:
+            if len(current) > 1:
                 current.pop()
             continue
-        here = "/" + "/".join([*current, part])
+        here = f"{current[-1]}/{part}"
+        if len(here) > MAX_PATH:
+            raise UnresolvablePathError(f"the path is longer than {MAX_PATH} characters")
         target = facts.link(here)
         if target is None:
-            current.append(part)
+            current.append(here)
             continue
         hops += 1
-        if hops > MAX_LINKS or len(target) > MAX_PATH or not target:
+        if hops > MAX_LINKS or not target or len(target) > MAX_PATH:
             raise UnresolvablePathError("the path runs through too many symbolic links")
         # The link itself, with what follows it, is one end; the other is found by walking on from its target.
         found.append(normalise("/".join([here, *reversed(pending)])))
         if target.startswith("/"):
-            current = []
+            current = [""]
         pending.extend(step for step in reversed(target.split("/")) if step not in ("", "."))
-    found.append("/" + "/".join(current))
+    found.append(current[-1] or "/")
 
 
 def folded(text: str) -> str:

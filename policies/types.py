@@ -159,6 +159,7 @@ class Decision:
         input: the whole input to run with instead, if a rewrite applied; None leaves it as it was.
         requests: the parts that were judged, in their order.
         layer: the layer that decided, if a layer did.
+        ask_ttl_s: of an ask by a rule: how many seconds the question waits before it expires to a denial.
     """
 
     effect: Effect
@@ -168,3 +169,4 @@ class Decision:
     input: Mapping[str, Any] | None = None
     requests: tuple[SubRequest, ...] = ()
     layer: str | None = None
+    ask_ttl_s: float | None = None

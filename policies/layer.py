@@ -1,0 +1,317 @@
+"""One layer of a policy: its rules with an index, and what it says about one part of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+from policies.catalogue import TOOLS, canonical_name
+from policies.hosts import HostRules
+from policies.parts import Part, PartKind
+from policies.paths import folded
+from policies.rules import Matcher, Rule, ToolNames
+from policies.types import Effect, Facts
+
+LAYER_NAMES: Final = ("organisation", "profile", "parent", "session")
+"""The layers in the order in which they are asked."""
+
+SPAWNING_TOOLS: Final = frozenset({"spawn_agent", "fork_session"})
+"""Tools (of whatever MCP server is handed to an agent) that make a new session: depth and children bound them."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper bounds of a session; None bounds nothing. ``wall`` in seconds, ``usd`` in US dollars."""
+
+    usd: float | None = None
+    turns: int | None = None
+    wall: float | None = None
+    depth: int | None = None
+    children: int | None = None
+    tool_calls_per_min: int | None = None
+
+    def meet(self, other: Limits) -> Limits:
+        """The smaller of each."""
+
+        def least(one: Any, two: Any) -> Any:
+            return two if one is None else one if two is None else min(one, two)
+
+        return Limits(*(least(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class PartVerdict:
+    """What one layer says about one part.
+
+    Args:
+        effect: its effect; None when the part needs no allow and nothing forbids it.
+        rule: the rule that decided, if a rule did.
+        builtin: id of the built-in check that decided, if one did.
+        because: why.
+        matched: all rules that applied, in the order of the file.
+    """
+
+    effect: Effect | None
+    rule: Rule | None
+    builtin: str | None
+    because: str
+    matched: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A compiled policy document in its place.
+
+    Args:
+        name: one of the layer names, or a text that begins with one (an ancestor's layers are told apart so).
+        policy: the policy's name.
+        rules: its rules, an extended preset's first.
+        default: what holds when no rule matches: deny or ask.
+        unprovable: what becomes of a script that cannot be proved: deny or ask.
+        limits: its limits.
+        roles: role → the tools that it may use at most.
+        models: globs of model names that may be used; empty means all.
+        network: its network rules.
+        source: the canonical text that it was compiled from, for the digest.
+    """
+
+    name: str
+    policy: str
+    rules: tuple[Rule, ...]
+    default: Effect = Effect.DENY
+    unprovable: Effect = Effect.DENY
+    limits: Limits = field(default_factory=Limits)
+    roles: Mapping[str, ToolNames] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
+    network: HostRules = field(default_factory=HostRules)
+    source: str = ""
+
+    @cached_property
+    def _index(self) -> _Index:
+        return _Index(self.rules)
+
+    def guards_scripts(self, matcher: Matcher) -> bool:
+        """Whether a rule restricts what Bash runs, so that what is not proved could evade it."""
+        return any(matcher.applies(rule) for rule in self._index.guards)
+
+    def call_fault(self, part: Part, matcher: Matcher) -> tuple[str, str] | None:
+        """The built-in check, with its reason, that denies a whole call in this layer, if one does."""
+        role, facts = matcher.role, matcher.facts
+        if role is not None and self.roles:
+            allowed = self.roles.get(role)
+            if allowed is None:
+                return "rookery:role", f"The role {role[:60]} is not known to the policy {self.policy}."
+            if not allowed.covers(part.called):
+                return "rookery:role", f"The role {role[:60]} may not use the tool {part.called[:60]}."
+        return self._limit_fault(part.called, facts)
+
+    def _limit_fault(self, tool: str, facts: Facts) -> tuple[str, str] | None:
+        limits = self.limits
+        if limits.tool_calls_per_min is not None:
+            recent = sum(1 for use in facts.history if facts.now - use.at < 60.0)
+            if recent >= limits.tool_calls_per_min:
+                return (
+                    "rookery:rate",
+                    f"More than {limits.tool_calls_per_min} tool calls within a minute: wait before the next.",
+                )
+        if tool.rsplit("__", 1)[-1] in SPAWNING_TOOLS and tool.startswith("mcp__"):
+            if limits.depth is not None and facts.depth >= limits.depth:
+                return "rookery:depth", f"Agents may be nested {limits.depth} deep at most: do the work yourself."
+            if limits.children is not None and facts.children >= limits.children:
+                return "rookery:children", f"Only {limits.children} agents may work at once: wait for one to end."
+        return None
+
+    def judge(self, part: Part, matcher: Matcher) -> PartVerdict:
+        """What this layer says about one part: deny over ask over allow over the default."""
+        denies: list[Rule] = []
+        asks: list[Rule] = []
+        allows: list[Rule] = []
+        grants_asks: list[Rule] = []
+        for rule in self._index.candidates(part):
+            if rule.effect is Effect.ALLOW:
+                if matcher.proves(rule, part):
+                    allows.append(rule)
+            elif rule.effect is None:
+                continue
+            elif matcher.possible(rule, part):
+                (denies if rule.effect is Effect.DENY else asks).append(rule)
+                if rule.effect is Effect.ASK and matcher.proves(rule, part):
+                    grants_asks.append(rule)
+        matched = tuple(sorted((*denies, *asks, *allows), key=self._index.position))
+        if denies:
+            return PartVerdict(Effect.DENY, denies[0], None, _reason(denies[0], part), matched)
+        if part.kind is PartKind.TOOL and part.called == "Bash":
+            return self._judge_bash_call(asks, matched, matcher)
+        if part.certain and (part.kind is PartKind.SCRIPT or part.opaque) and self.guards_scripts(matcher):
+            narrow = [rule for rule in (*allows, *grants_asks) if rule.when.on_call]
+            if not narrow:
+                return self._unproved(part, matched, matcher)
+        if part.kind is PartKind.SCRIPT and not allows and not grants_asks:
+            return self._unproved(part, matched, matcher)
+        if not part.needs_allow:
+            return _verdict_of(asks[0], part, matched) if asks else PartVerdict(None, None, None, "", matched)
+        if not allows and not grants_asks:
+            # Of a script that is not proved the knob decides, also about what can be seen of it: a person is shown all.
+            doubted = part.unproven and self.unprovable is Effect.ASK
+            return self._unproved(part, matched, matcher) if doubted else self._by_default(part, matched)
+        decider = asks[0] if asks else allows[0]
+        return _verdict_of(decider, part, matched)
+
+    def _judge_bash_call(self, asks: list[Rule], matched: tuple[Rule, ...], matcher: Matcher) -> PartVerdict:
+        """The call of Bash as such: it takes a rule that speaks of Bash at all; its parts take their own."""
+        if asks:
+            return PartVerdict(Effect.ASK, asks[0], None, asks[0].because, matched)
+        if self.speaks_of_bash(matcher):
+            return PartVerdict(None, None, None, "", matched)
+        because = f"No rule of the policy {self.policy} allows Bash."
+        return PartVerdict(self.default, None, None, because, matched)
+
+    def speaks_of_bash(self, matcher: Matcher) -> bool:
+        """Whether some rule for this role can allow or ask for a shell command."""
+        return any(matcher.applies(rule) for rule in self._index.bash_grants)
+
+    def _unproved(self, part: Part, matched: tuple[Rule, ...], matcher: Matcher) -> PartVerdict:
+        what = part.doubts[0] if part.doubts else part.exact_only or "arguments that are not known"
+        because = (
+            f"It cannot be proved what this command does ({what}): write it with plain words, one program at a time, "
+            "or put it into a script file."
+        )
+        effect = self.unprovable if self.speaks_of_bash(matcher) else Effect.DENY
+        return PartVerdict(effect, None, "rookery:unprovable", because, matched)
+
+    def _by_default(self, part: Part, matched: tuple[Rule, ...]) -> PartVerdict:
+        because = f"No rule of the policy {self.policy} allows {_described(part)}."
+        if part.exact_only is not None:
+            because += f" ({part.exact_only}: only a rule with exactly these words may allow it.)"
+        return PartVerdict(self.default, None, None, because, matched)
+
+    def rewrites(self, parts: Iterable[Part], matcher: Matcher) -> Iterator[tuple[Rule, int]]:
+        """The rewrite rules that apply to a request, each once with the first part that it matches."""
+        for rule in self._index.rewrites:
+            for place, part in enumerate(parts):
+                if matcher.possible(rule, part):
+                    yield rule, place
+                    break
+
+    def could_allow(self, tool: str) -> bool:
+        """Whether some call of a tool, in some role and state, could be allowed or asked for."""
+        if any(
+            rule.effect is Effect.DENY
+            and rule.tools.covers(tool)
+            and not rule.when.on_call
+            and not rule.when.state
+            and not rule.roles
+            for rule in self.rules
+        ):
+            return False
+        return self.default is Effect.ASK or any(rule.proves and rule.tools.covers(tool) for rule in self.rules)
+
+
+def _reason(rule: Rule, part: Part) -> str:
+    return rule.because or f"The rule {rule.id} denies {_described(part)}."
+
+
+def _verdict_of(rule: Rule, part: Part, matched: tuple[Rule, ...]) -> PartVerdict:
+    verb = "asks about" if rule.effect is Effect.ASK else "allows"
+    return PartVerdict(
+        rule.effect, rule, None, rule.because or f"The rule {rule.id} {verb} {_described(part)}.", matched
+    )
+
+
+def _described(part: Part) -> str:
+    """A part in words."""
+    match part.kind:
+        case PartKind.TOOL:
+            return part.text
+        case PartKind.COMMAND:
+            return f"the command {part.text}"
+        case PartKind.WRITE:
+            return f"writing to {part.text}"
+        case PartKind.READ:
+            return f"reading from {part.text}"
+        case PartKind.ASSIGNMENT:
+            return f"setting the variable {part.variables[0]}"
+        case PartKind.DIRECTORY:
+            return f"the change of directory {part.text}"
+        case PartKind.SCRIPT:
+            return "this script"
+
+
+class _Index:
+    """Rules by what they can speak of, so that a call looks at few of many."""
+
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
+        self._positions = {id(rule): place for place, rule in enumerate(rules)}
+        self.rewrites = tuple(rule for rule in rules if rule.effect is None)
+        self.guards = tuple(
+            rule
+            for rule in rules
+            if rule.effect in (Effect.DENY, Effect.ASK)
+            and not rule.advisory
+            and rule.tools.covers("Bash")
+            and (rule.when.argv or rule.when.paths or rule.when.cwd or rule.when.env or rule.when.domains)
+        )
+        self.bash_grants = tuple(rule for rule in rules if rule.proves and rule.tools.covers("Bash"))
+        judging = [rule for rule in rules if rule.effect is not None]
+        self._by_tool = {
+            name: tuple(rule for rule in judging if rule.tools.covers(name)) for name in TOOLS if name != "Bash"
+        }
+        self._open = tuple(rule for rule in judging if rule.tools.globs or rule.tools.every)
+        self._others = tuple(rule for rule in judging if any(name.startswith("mcp__") for name in rule.tools.exact))
+        bash = [rule for rule in judging if rule.tools.covers("Bash")]
+        self._bash = tuple(bash)
+        self._bash_without_words = tuple(rule for rule in bash if not rule.when.argv)
+        # A program's words may be files that a rule for file tools denies.
+        self._files = tuple(
+            rule for rule in judging if rule.effect is not Effect.ALLOW and rule.when.paths and rule not in bash
+        )
+        self._by_program: dict[str, list[Rule]] = {}
+        self._any_program: list[Rule] = []
+        for rule in bash:
+            for program in {folded(form[0]) for form in rule.when.argv}:
+                if program == "*":
+                    self._any_program.append(rule)
+                else:
+                    self._by_program.setdefault(program, []).append(rule)
+
+    def position(self, rule: Rule) -> int:
+        """Where a rule stands in its layer."""
+        return self._positions[id(rule)]
+
+    def candidates(self, part: Part) -> Iterable[Rule]:
+        """Every rule that can match a part, without repetition, in the order of the layer."""
+        if part.kind in (PartKind.COMMAND, PartKind.DIRECTORY):
+            found = [*self._bash_without_words, *self._files, *self._any_program]
+            for name in dict.fromkeys((*part.names, folded(part.words[0].text))):
+                found.extend(self._by_program.get(name, ()))
+            return self._in_order(found)
+        if part.kind in (PartKind.READ, PartKind.WRITE):
+            names = ("Read", "Grep") if part.kind is PartKind.READ else ("Write", "Edit", "MultiEdit", "NotebookEdit")
+            return self._in_order([*self._bash, *(rule for name in names for rule in self._by_tool[name])])
+        if part.called == "Bash":
+            return self._bash
+        if part.tool in self._by_tool:
+            return self._by_tool[part.tool]
+        return self._in_order([*self._open, *self._others])
+
+    def _in_order(self, rules: list[Rule]) -> list[Rule]:
+        return sorted({id(rule): rule for rule in rules}.values(), key=self.position)
+
+
+def tool_names(names: Iterable[str]) -> ToolNames:
+    """Compile a list of tool names and patterns that were already checked."""
+    exact: set[str] = set()
+    globs: list[str] = []
+    every = False
+    for name in names:
+        if name == "*":
+            every = True
+        elif name.startswith("mcp__") and name.count("__") == 1:
+            globs.append(f"{name}__*")
+        elif "*" in name or "?" in name:
+            globs.append(name)
+        else:
+            exact.add(canonical_name(name))
+    return ToolNames(frozenset(exact), tuple(globs), every)

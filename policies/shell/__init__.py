@@ -1,0 +1,1 @@
+"""Shell commands taken apart: what can be proved about a script, and what cannot."""

@@ -1,0 +1,506 @@
+"""Scripts read with tree-sitter-bash, on an allow-list of node kinds.
+
+What the grammar finds is believed only where it can be checked: words are read again by :mod:`policies.shell.words`,
+what lies between two nodes must be blank, a here-document must end where its delimiter says. Everything else is a
+*doubt*, and a script with a doubt is not provable; what it visibly runs is listed all the same, for denials.
+
+Time is bounded before and during the parse: by size, by a budget of parser steps (error recovery of the grammar can
+take quadratic time), by a number of nodes. Nothing here recurses.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from policies.shell.words import Word, WordKind, read_word
+
+if TYPE_CHECKING:
+    from tree_sitter import Language, Node
+
+MAX_SCRIPT: Final = 100_000
+"""Longest script in bytes. A longer text belongs into a file."""
+
+MAX_PARSER_STEPS: Final = 6000
+MAX_PARSER_READS: Final = 20_000
+"""Budgets of one parse, in the parser's progress reports and in chunks read: error recovery takes quadratic time in
+the first, the grammar's look-ahead in the second. Real scripts of 100 kB take up to 2,600 and 3,000."""
+
+CHUNK: Final = 256
+"""Bytes handed to the parser at a time: it may ask for the same ones again and again."""
+
+MAX_NODES: Final = 40_000
+MAX_COMMANDS: Final = 400
+MAX_DEPTH: Final = 200
+
+
+class BrokenScriptError(ValueError):
+    """A script that cannot be read at all: too large, too deep, or not the syntax of a shell."""
+
+
+@dataclass(frozen=True)
+class Redirect:
+    """A redirection to or from a file; duplications of descriptors are not listed."""
+
+    target: Word
+    writes: bool
+    reads: bool
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """``NAME=value``, before a command, alone, or in a declaration."""
+
+    name: str
+    value: Word
+
+
+@dataclass(frozen=True)
+class SimpleCommand:
+    """One command of a script.
+
+    Args:
+        words: program and arguments; empty for a mere assignment or redirection.
+        assignments: its assignments.
+        redirects: its redirections.
+        stdin: text that the script itself feeds it, if known.
+        in_loop: it may run more than once.
+        fed: its standard input comes from the script: a pipe, a here-document, a here-string.
+    """
+
+    words: tuple[Word, ...] = ()
+    assignments: tuple[Assignment, ...] = ()
+    redirects: tuple[Redirect, ...] = ()
+    stdin: str | None = None
+    in_loop: bool = False
+    fed: bool = False
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script taken apart.
+
+    Args:
+        commands: what it visibly runs, in the order of the text.
+        doubts: why it is not provable; empty if it is.
+    """
+
+    commands: tuple[SimpleCommand, ...]
+    doubts: tuple[str, ...]
+
+
+_CONTAINERS: Final = frozenset(
+    {
+        "program",
+        "list",
+        "pipeline",
+        "subshell",
+        "compound_statement",
+        "if_statement",
+        "elif_clause",
+        "else_clause",
+        "while_statement",
+        "for_statement",
+        "do_group",
+        "negated_command",
+        "redirected_statement",
+    }
+)
+_LOOPS: Final = frozenset({"while_statement", "for_statement", "c_style_for_statement", "function_definition"})
+_TOKENS: Final = frozenset(
+    {
+        "&&", "||", ";", "|", "|&", "&", "\n", "(", ")", "{", "}", "!", "if", "then", "elif", "else", "fi", "for",
+        "in", "while", "until", "do", "done",
+    }
+)  # fmt: skip
+_WORDS: Final = frozenset(
+    {
+        "word", "string", "raw_string", "concatenation", "number", "ansi_c_string", "translated_string",
+        "brace_expression", "simple_expansion", "expansion", "command_substitution", "process_substitution",
+        "arithmetic_expansion", "extglob_pattern", "regex",
+    }
+)  # fmt: skip
+_RESERVED: Final = frozenset(
+    {
+        "if", "then", "elif", "else", "fi", "for", "in", "while", "until", "do", "done", "case", "esac", "select",
+        "function", "coproc", "[[", "]]", "{", "}", "!", "noglob", "nocorrect", "repeat", "foreach", "end", "always",
+    }
+)  # fmt: skip
+_WRITING: Final = frozenset({">", ">>", ">|", "&>", "&>>", ">&", "<>"})
+_READING: Final = frozenset({"<", "<>"})
+_WORD_GAP: Final = re.compile(rb"(?:[ \t]|\\\n)*[ \t](?:[ \t]|\\\n)*")
+_LOOSE_GAP: Final = re.compile(rb"(?:[ \t\n]|\\\n(?=[ \t\n]))*")
+_TIGHT_GAP: Final = re.compile(rb"[ \t]*")
+_DELIMITER: Final = re.compile(r"""(['"]?)([A-Za-z_][A-Za-z0-9_]*)\1""")
+
+
+@cache
+def _language() -> Language:
+    # Imported here: the grammar is a native library, and most processes never judge a shell command.
+    import tree_sitter
+    import tree_sitter_bash
+
+    return tree_sitter.Language(tree_sitter_bash.language())
+
+
+def _parse(source: bytes) -> Node:
+    from tree_sitter import Parser
+
+    steps = reads = 0
+
+    def chunk(offset: int, point: object) -> bytes:
+        nonlocal reads
+        reads += 1
+        return source[offset : offset + CHUNK] if reads <= MAX_PARSER_READS else b""
+
+    def stop(offset: int, has_error: bool) -> bool:
+        nonlocal steps
+        steps += 1
+        return steps > MAX_PARSER_STEPS or reads > MAX_PARSER_READS
+
+    # A parser of its own for each call: one that was stopped would go on with the old text at the next. It heeds
+    # a progress callback only when it reads the text by callback too.
+    try:
+        tree = Parser(_language()).parse(chunk, progress_callback=stop)
+    except ValueError:
+        tree = None
+    if tree is None or reads > MAX_PARSER_READS:
+        raise BrokenScriptError("the command takes too long to parse")
+    if tree.root_node.has_error:
+        raise BrokenScriptError("the command is not complete and valid shell syntax")
+    return tree.root_node
+
+
+def read_script(text: str) -> Script:
+    """Take a script apart.
+
+    Raises:
+        BrokenScriptError: it is too large or too deeply nested, or the grammar cannot read it.
+    """
+    source = text.encode("utf-8", "surrogatepass")
+    if len(source) > MAX_SCRIPT:
+        raise BrokenScriptError(f"the command is longer than {MAX_SCRIPT:,} bytes: put the text into a file")
+    return _Reader(source).read(_parse(source))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in the script a node stands."""
+
+    depth: int = 0
+    in_loop: bool = False
+    fed: bool = False
+
+    def inside(self, node: Node) -> _Place:
+        return _Place(self.depth + 1, self.in_loop or node.type in _LOOPS, self.fed)
+
+
+class _Reader:
+    """Walks one tree and collects commands and doubts."""
+
+    def __init__(self, source: bytes) -> None:
+        self._source = source
+        self._commands: list[SimpleCommand] = []
+        self._doubts: dict[str, None] = {}
+        self._pending: list[tuple[Node, _Place]] = []
+        self._heredocs = 0
+
+    def read(self, root: Node) -> Script:
+        self._pending.append((root, _Place()))
+        seen = 0
+        while self._pending:
+            node, place = self._pending.pop()
+            seen += 1
+            if seen > MAX_NODES or len(self._commands) > MAX_COMMANDS:
+                raise BrokenScriptError("the command has too many parts: put it into a script file")
+            if place.depth > MAX_DEPTH:
+                raise BrokenScriptError("the command is nested too deeply")
+            self._visit(node, place)
+        return Script(tuple(self._commands), tuple(self._doubts))
+
+    def _doubt(self, reason: str) -> None:
+        self._doubts.setdefault(reason)
+
+    def _text(self, node: Node) -> str:
+        return self._source[node.start_byte : node.end_byte].decode("utf-8", "replace")
+
+    def _visit(self, node: Node, place: _Place) -> None:
+        kind = node.type
+        if kind == "comment":
+            self._check_comment(node)
+        elif kind == "command":
+            self._command(node, place)
+        elif kind in ("declaration_command", "unset_command"):
+            self._declaration(node, place)
+        elif kind in ("variable_assignment", "variable_assignments"):
+            found = node.children if kind == "variable_assignments" else [node]
+            self._emit(SimpleCommand(assignments=self._assignments(found, place)), place)
+        elif kind == "redirected_statement":
+            self._redirected(node, place)
+        elif kind in _CONTAINERS:
+            self._container(node, place)
+        elif node.is_named:
+            # Whatever else: not proved, but what it holds is looked through for commands.
+            if kind not in _WORDS and kind not in ("variable_name", "special_variable_name", "string_content"):
+                self._doubt(_DOUBTS.get(kind, f"{kind.replace('_', ' ')}"))
+            self._look_through(node, place)
+
+    def _look_through(self, node: Node, place: _Place) -> None:
+        self._pending.extend((child, place.inside(node)) for child in reversed(node.children) if child.child_count)
+
+    def _emit(self, command: SimpleCommand, place: _Place) -> None:
+        self._commands.append(replace(command, in_loop=place.in_loop, fed=command.fed or place.fed))
+
+    def _container(self, node: Node, place: _Place) -> None:
+        inner = place.inside(node)
+        end = node.start_byte
+        below: list[tuple[Node, _Place]] = []
+        for index, child in enumerate(node.children):
+            if not child.is_named and child.type not in _TOKENS:
+                self._doubt(_DOUBTS.get(child.type, f"the token {child.type}"))
+            # Behind a here-document its text stands between the nodes; that has a check of its own.
+            if not self._heredocs and not _LOOSE_GAP.fullmatch(self._source, end, child.start_byte):
+                self._doubt("text that the grammar skipped")
+            end = child.end_byte
+            if node.type == "for_statement" and child.type in _WORDS:
+                self._word(child, inner)
+            elif child.is_named and child.type != "variable_name":
+                fed = node.type == "pipeline" and index > 0
+                below.append((child, replace(inner, fed=inner.fed or fed)))
+        self._pending.extend(reversed(below))
+        if not _LOOSE_GAP.fullmatch(self._source, end, node.end_byte) and not self._heredocs:
+            self._doubt("text that the grammar skipped")
+
+    def _check_comment(self, node: Node) -> None:
+        start = node.start_byte
+        before = self._source[start - 1 : start] if start else b"\n"
+        escaped = start > 1 and self._source[start - 2 : start - 1] == b"\\"
+        if before not in (b" ", b"\t", b"\n", b";", b"&", b"|", b"(", b")") or escaped:
+            self._doubt("a comment that may be part of a word")
+
+    def _word(self, node: Node, place: _Place) -> Word:
+        word = read_word(self._text(node))
+        if word.kind is WordKind.UNKNOWN:
+            self._doubt(_DOUBTS.get(node.type, "a word with an expansion"))
+        if node.type not in ("word", "raw_string", "number") and node.child_count:
+            self._look_through(node, place)
+        return word
+
+    def _assignments(self, nodes: list[Node], place: _Place) -> tuple[Assignment, ...]:
+        found = []
+        for node in nodes:
+            if node.type != "variable_assignment":
+                self._doubt("an unusual assignment")
+                self._look_through(node, place)
+                continue
+            name, *_ = node.children
+            if name.type != "variable_name" or len(node.children) > 3 or node.children[1].type != "=":
+                self._doubt("an array or appending assignment")
+                self._look_through(node, place)
+                found.append(Assignment(self._text(name).split("[")[0], Word("", WordKind.UNKNOWN)))
+                continue
+            value = self._word(node.children[2], place) if len(node.children) == 3 else Word("")
+            if len(node.children) == 3 and node.children[2].type == "array":
+                self._doubt("an array or appending assignment")
+            found.append(Assignment(self._text(name), value))
+        return tuple(found)
+
+    def _command(self, node: Node, place: _Place) -> None:
+        self._emit(self._simple(node, place), place)
+
+    def _simple(self, node: Node, place: _Place) -> SimpleCommand:
+        words: list[Word] = []
+        assigned: list[Node] = []
+        redirects: list[Redirect] = []
+        stdin: str | None = None
+        fed = False
+        end: int | None = None
+        for child in node.children:
+            if (
+                end is not None
+                and not _WORD_GAP.fullmatch(self._source, end, child.start_byte)
+                and not (child.type.endswith("redirect") and _TIGHT_GAP.fullmatch(self._source, end, child.start_byte))
+            ):
+                self._doubt("words that are not clearly apart")
+            end = child.end_byte
+            if child.type == "variable_assignment":
+                assigned.append(child)
+            elif child.type == "command_name":
+                words.append(self._word(child.children[0] if child.child_count else child, place))
+            elif child.type == "file_redirect":
+                redirect, more = self._file_redirect(child, place)
+                redirects.extend(redirect)
+                words.extend(more)
+            elif child.type == "herestring_redirect":
+                fed = True
+                stdin = self._herestring(child, place)
+            elif child.type in _WORDS:
+                words.append(self._word(child, place))
+            else:
+                self._doubt(_DOUBTS.get(child.type, f"{child.type} in a command"))
+                words.append(Word(self._text(child), WordKind.UNKNOWN))
+                self._look_through(child, place)
+        if words and (not words[0].known or words[0].text in _RESERVED or not words[0].text.isascii()):
+            self._doubt("a program whose name is not plain")
+        return SimpleCommand(tuple(words), self._assignments(assigned, place), tuple(redirects), stdin, fed=fed)
+
+    def _declaration(self, node: Node, place: _Place) -> None:
+        keyword, *rest = node.children
+        words = [Word(self._text(keyword))]
+        assigned = [child for child in rest if child.type == "variable_assignment"]
+        for child in rest:
+            if child.type != "variable_assignment":
+                word = self._word(child, place)
+                words.append(word)
+        self._emit(SimpleCommand(tuple(words), self._assignments(assigned, place)), place)
+
+    def _redirected(self, node: Node, place: _Place) -> None:
+        inner = place.inside(node)
+        body, *rest = node.children
+        words: list[Word] = []
+        redirects: list[Redirect] = []
+        stdin: str | None = None
+        fed = False
+        following: list[Node] = []
+        end = body.end_byte
+        if body.type in ("file_redirect", "heredoc_redirect", "herestring_redirect"):
+            rest, end = node.children, node.start_byte
+        for child in rest:
+            if not self._heredocs and not _TIGHT_GAP.fullmatch(self._source, end, child.start_byte):
+                self._doubt("text that the grammar skipped")
+            end = child.end_byte
+            if child.type == "file_redirect":
+                redirect, more = self._file_redirect(child, inner)
+                redirects.extend(redirect)
+                words.extend(more)
+            elif child.type == "herestring_redirect":
+                fed, stdin = True, self._herestring(child, inner)
+            elif child.type == "heredoc_redirect":
+                fed = True
+                stdin, more_redirects, more_nodes = self._heredoc(child, inner)
+                redirects.extend(more_redirects)
+                following.extend(more_nodes)
+            else:
+                self._doubt(_DOUBTS.get(child.type, f"{child.type} in a redirection"))
+                self._look_through(child, inner)
+        if body.type == "command":
+            command = self._simple(body, inner)
+            self._emit(
+                replace(
+                    command,
+                    words=(*command.words, *words),
+                    redirects=(*command.redirects, *redirects),
+                    stdin=stdin if stdin is not None else command.stdin,
+                    fed=fed or command.fed,
+                ),
+                place,
+            )
+        else:
+            self._emit(SimpleCommand(tuple(words), redirects=tuple(redirects), stdin=stdin, fed=fed), place)
+            if words or fed:
+                self._doubt("a here-document for more than one command")
+            if body not in rest:
+                self._pending.append((body, inner))
+        self._pending.extend((child, replace(inner, fed=True)) for child in reversed(following))
+
+    def _file_redirect(self, node: Node, place: _Place) -> tuple[list[Redirect], list[Word]]:
+        """The redirection, and words of the command that the grammar hung behind its target."""
+        operator = ""
+        targets: list[Word] = []
+        for child in node.children:
+            if child.type == "file_descriptor":
+                continue
+            if not child.is_named:
+                operator = child.type
+            else:
+                targets.append(self._word(child, place))
+        if operator in (">&-", "<&-"):
+            return [], targets
+        if not targets:
+            self._doubt("a redirection without a target")
+            return [], []
+        target, *more = targets
+        if operator in (">&", "<&") and target.known and re.fullmatch(r"\d+-?|-", target.text):
+            return [], more
+        if operator not in _WRITING | _READING:
+            self._doubt(f"the redirection {operator}")
+        return [Redirect(target, writes=operator in _WRITING, reads=operator in _READING)], more
+
+    def _herestring(self, node: Node, place: _Place) -> str | None:
+        words = [self._word(child, place) for child in node.children if child.is_named]
+        if len(words) != 1:
+            self._doubt("an unusual here-string")
+            return None
+        return words[0].text if words[0].known else None
+
+    def _heredoc(self, node: Node, place: _Place) -> tuple[str | None, list[Redirect], list[Node]]:
+        """A here-document: its text if that is certain, and what else stands on its line."""
+        self._heredocs += 1
+        redirects: list[Redirect] = []
+        following: list[Node] = []
+        start = body = end = None
+        for child in node.children:
+            if child.type == "heredoc_start":
+                start = child
+            elif child.type == "heredoc_body":
+                body = child
+            elif child.type == "heredoc_end":
+                end = child
+            elif child.type == "file_redirect":
+                redirect, more = self._file_redirect(child, place)
+                redirects.extend(redirect)
+                if more:
+                    self._doubt("words behind a here-document")
+            elif child.is_named:
+                following.append(child)
+                if child.type not in ("pipeline", "command", "list", "redirected_statement"):
+                    self._doubt(_DOUBTS.get(child.type, f"{child.type} behind a here-document"))
+            elif child.type not in ("<<", "<<-", "&&", "||", "|", "|&", ";"):
+                self._doubt(f"the token {child.type} behind a here-document")
+        if body is not None:
+            self._look_through(body, place)
+        text = None if start is None or end is None else self._heredoc_text(node, start, end)
+        if text is None or self._heredocs > 1:
+            self._doubt("a here-document whose end is not certain")
+            return None, redirects, following
+        if start is not None and self._text(start)[0] not in "'\"" and re.search(r"[$`]", text):
+            self._doubt("a here-document with an expansion")
+            return None, redirects, following
+        return text, redirects, following
+
+    def _heredoc_text(self, node: Node, start: Node, end: Node) -> str | None:
+        """The text between delimiter lines by our own reading, or None when the grammar read it otherwise."""
+        delimiter = _DELIMITER.fullmatch(self._text(start))
+        newline = self._source.find(b"\n", start.end_byte)
+        if delimiter is None or newline < 0 or self._source[newline - 1 : newline] == b"\\":
+            return None
+        strips = self._source[node.start_byte : start.start_byte].startswith(b"<<-")
+        name = delimiter[2].encode()
+        position = newline + 1
+        for line in self._source[position:].split(b"\n"):
+            bare = line.lstrip(b"\t") if strips else line
+            if bare == name:
+                agreed = end.start_byte == position + len(line) - len(bare)
+                return self._source[newline + 1 : position].decode("utf-8", "replace") if agreed else None
+            position += len(line) + 1
+        return None
+
+
+_DOUBTS: Final = {
+    "command_substitution": "a command substitution",
+    "process_substitution": "a process substitution",
+    "expansion": "an expansion",
+    "simple_expansion": "a variable",
+    "arithmetic_expansion": "an arithmetic expansion",
+    "brace_expression": "a brace expansion",
+    "ansi_c_string": "a $'...' string",
+    "function_definition": "a function definition",
+    "case_statement": "a case statement",
+    "test_command": "a test",
+    "c_style_for_statement": "a C-style loop",
+    "select": "a select loop",
+    "((": "arithmetic",
+    ";;": "the token ;;",
+}
