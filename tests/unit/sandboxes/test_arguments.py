@@ -19,7 +19,11 @@ DEBIAN = SystemLayout(
     etc=("alternatives", "ld.so.cache"),
 )
 SOURCES = Sources(
-    etc="/stage/etc", cli="/stage/cli", gateway_socket="/stage/gateway", workspace="/stage/work", config="/c"
+    etc="/stage/etc",
+    cli="/stage/cli",
+    gateway_socket="/stage/gateway",
+    workspace="/stage/workspace",
+    config="/stage/config",
 )
 
 
