@@ -25,6 +25,10 @@ class UpstreamKind(StrEnum):
     SCRIPTED = "scripted"
 
 
+DollarCap = Annotated[float | None, Field(gt=0, le=100_000)]
+TokenCap = Annotated[int | None, Field(gt=0, le=10**15)]
+
+
 def _default_home() -> Path:
     """The user's data directory; root keeps its agents in the system's, which other uids can traverse."""
     if os.geteuid() == 0:
@@ -49,6 +53,17 @@ class Settings(BaseSettings):
     policy: str = Field(default="workspace", description="default policy of new sessions")
     policy_dir: Path | None = Field(default=None, description="directory of YAML policies, named by their file")
     default_budget_usd: float = Field(default=5.0, gt=0, le=100_000, description="cap of a session that names none")
+    default_budget_tokens: TokenCap = Field(default=None, description="cap of every session, in tokens of all kinds")
+    tree_budget_usd: DollarCap = Field(default=None, description="cap of a session with all that descends from it")
+    tree_budget_tokens: TokenCap = Field(default=None, description="the same in tokens")
+    principal_budget_usd: DollarCap = Field(default=None, description="cap of all sessions of one principal")
+    principal_budget_tokens: TokenCap = Field(default=None, description="the same in tokens")
+    daily_budget_usd: DollarCap = Field(default=None, description="cap of one principal's day (UTC)")
+    daily_budget_tokens: TokenCap = Field(default=None, description="the same in tokens")
+    prices: dict[str, dict[str, float]] = Field(
+        default_factory=dict,
+        description='JSON: model → {"input_usd": …, "output_usd": …} for a million tokens, before the price table',
+    )
     turn_timeout_s: float = Field(default=3600, gt=0, le=86_400, description="longest turn")
     background_s: float = Field(default=30, ge=0, le=3600, description="how long background tasks may outlive a turn")
     approval_hot_s: float = Field(default=60, ge=0, le=3600, description="how long an approval keeps its agent alive")

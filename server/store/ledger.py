@@ -6,15 +6,16 @@ Entry and sums change in one transaction, so the sums are always those of the le
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, case, func, or_, select
 
 from server.models import NANO_USD, Cost, LedgerEntry
+from server.store.budgets import lost_entry, settle
 from server.store.database import insert
 from server.store.room import Room
-from server.store.tables import SUMS, cost_totals, ledger, principal_totals
+from server.store.tables import SUMS, cost_totals, ledger, principal_totals, reservations
 
 _TOKENS: Final = (
     "input_tokens",
@@ -35,8 +36,21 @@ class Ledger(Room):
         Raises:
             RookeryError: ``storage_unavailable``.
         """
-        if await self._database.write(_record, entry):
-            self._changed(entry.session_id)
+        for session_id in await self._database.write(_record, entry):
+            self._changed(session_id)
+
+    async def charge_lost(self, living: Iterable[str]) -> int:
+        """Charge what servers that are not among the living had reserved for requests under way; how many requests.
+
+        Nobody knows how far those came, so each is charged in full and marked as estimated (row B04).
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        charged = await self._database.write(_charge_lost, sorted(living), self._now())
+        for session_id in charged:
+            self._changed(session_id)
+        return len(charged)
 
     async def cost(self, session_id: str) -> Cost:
         """What a session has cost, its turns together; zero for one without requests."""
@@ -78,12 +92,23 @@ def _failed() -> ColumnElement[bool]:
     return or_(ledger.c.status == 0, ledger.c.status >= 400, ledger.c.error.is_not(None))
 
 
-def _record(connection: Connection, entry: LedgerEntry) -> bool:
+def _charge_lost(connection: Connection, living: list[str], at: datetime) -> list[str]:
+    charged: list[str] = []
+    query = select(reservations.c.id).where(reservations.c.owner.not_in(living))
+    for reservation_id in connection.execute(query).scalars().all():
+        entry = lost_entry(connection, reservation_id, at)
+        if entry is not None and _record(connection, entry):
+            charged.append(entry.session_id)
+    return charged
+
+
+def _record(connection: Connection, entry: LedgerEntry) -> list[str]:
+    """Write an entry, its sums, and settle its reservation; the sessions that changed, none if it was there."""
     values = {name: value for name, value in dict(entry).items() if name != "usage"}
     values |= {name: getattr(entry.usage, name) for name in _TOKENS}
     written = insert(connection, ledger).values(values).on_conflict_do_nothing(index_elements=["id"])
     if connection.execute(written.returning(ledger.c.id)).first() is None:
-        return False
+        return []
     added = {
         "nano_usd": entry.nano_usd or 0,
         "input_tokens": entry.usage.input_tokens,
@@ -98,7 +123,7 @@ def _record(connection: Connection, entry: LedgerEntry) -> bool:
     owner = {"principal": entry.principal}
     _add(connection, cost_totals, group | owner | {"session_id": entry.session_id, "root_id": entry.root_id}, added)
     _add(connection, principal_totals, group | owner, added)
-    return True
+    return [entry.session_id, *settle(connection, entry)]
 
 
 def _add(connection: Connection, table: Table, group: dict[str, str], added: dict[str, int]) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from server.clock import SYSTEM_CLOCK, Clock
 from server.store.approvals import Approvals
+from server.store.budgets import Budgets
 from server.store.checkpoints import Checkpoints
 from server.store.costs import Costs
 from server.store.database import open_database
@@ -20,7 +21,7 @@ from server.store.transcripts import Transcripts
 from server.store.turns import Turns
 
 
-class Store(Sessions, Listing, Turns, Events, Ledger, Costs, Transcripts, Processes, Approvals, Checkpoints):
+class Store(Sessions, Listing, Turns, Events, Ledger, Budgets, Costs, Transcripts, Processes, Approvals, Checkpoints):
     """Everything that must outlive a process. Each method is one transaction: done in full, or not at all."""
 
 

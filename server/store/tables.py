@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from server.store.columns import Json, UtcTime, Words
 
-SCHEMA_REVISION: Final = "0001"
+SCHEMA_REVISION: Final = "0002"
 """The newest migration. A store of this revision is opened without importing Alembic."""
 
 metadata: Final = MetaData(
@@ -213,6 +213,37 @@ principal_totals = Table(
     *(Column(name, BigInteger, nullable=False) for name in SUMS),
 )
 """The same over all sessions of a principal, so that a report costs the same with one session and with thousands."""
+
+budget_accounts = Table(
+    "budget_accounts",
+    metadata,
+    Column("id", Words, primary_key=True),
+    Column("spent_nano_usd", BigInteger, nullable=False),
+    Column("reserved_nano_usd", BigInteger, nullable=False),
+    Column("spent_tokens", BigInteger, nullable=False),
+    Column("reserved_tokens", BigInteger, nullable=False),
+)
+"""What each account of :mod:`server.budgets` has spent and reserved; the id is ``scope:key``. Caps are not here."""
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("owner", String, nullable=False),
+    Column("principal", Words, nullable=False),
+    Column("session_id", String, nullable=False),
+    Column("root_id", String, nullable=False),
+    Column("turn", Integer, nullable=False),
+    Column("model", Words, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("nano_usd", BigInteger, nullable=False),
+    Column("priced", Boolean, nullable=False),
+    Column("accounts", Json, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Index(None, "owner"),
+)
+"""Model requests under way. A row goes in the transaction that writes the request's ledger entry."""
 
 approvals = Table(
     "approvals",

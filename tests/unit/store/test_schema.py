@@ -175,13 +175,16 @@ async def test_c08_a_database_of_somebody_else_is_refused(url: str) -> None:
             pass
 
 
+NEWER = f"{int(SCHEMA_REVISION) + 1:04}"
+"""The revision after ours."""
+
 NEXT = """
 import os, signal
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{revision}"
+down_revision = "{down_revision}"
 branch_labels = None
 depends_on = None
 
@@ -195,18 +198,22 @@ def upgrade():
 """
 
 
+def next_migration(ending: str) -> str:
+    return NEXT.format(revision=NEWER, down_revision=SCHEMA_REVISION, ending=ending)
+
+
 @pytest.fixture
 def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A program with one migration more than ours; the returned file is to hold it."""
     copied = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, copied, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(schema, "MIGRATIONS", copied)
-    monkeypatch.setattr(schema, "SCHEMA_REVISION", "0002")
-    yield copied / "versions" / "0002_next.py"
+    monkeypatch.setattr(schema, "SCHEMA_REVISION", NEWER)
+    yield copied / "versions" / f"{NEWER}_next.py"
 
 
 async def test_a_migration_keeps_what_was_stored(url: str, newer: Path) -> None:
-    newer.write_text(NEXT.format(ending="pass"))
+    newer.write_text(next_migration("pass"))
     with pytest.MonkeyPatch.context() as older:
         older.setattr(schema, "SCHEMA_REVISION", SCHEMA_REVISION)
         async with open_store(url) as store:
@@ -217,7 +224,7 @@ async def test_a_migration_keeps_what_was_stored(url: str, newer: Path) -> None:
             tasks.start_soon(open_and_close, url)
 
     async with open_store(url) as store:
-        assert await store._database.read(schema.stored_revision) == "0002"
+        assert await store._database.read(schema.stored_revision) == NEWER
         assert (await store.session(ALICE, "s1")).labels == {"a": "b"}
         # Building a table anew must not have cascaded into what refers to it.
         assert [turn.number for turn in await store.turns("s1")] == [1]
@@ -226,9 +233,9 @@ async def test_a_migration_keeps_what_was_stored(url: str, newer: Path) -> None:
 
 async def test_c08_a_migration_that_fails_leaves_the_old_schema(url: str, newer: Path) -> None:
     """C08: migration interrupted by an error."""
-    newer.write_text(NEXT.format(ending='op.execute("INSERT INTO nowhere VALUES (1)")'))
+    newer.write_text(next_migration('op.execute("INSERT INTO nowhere VALUES (1)")'))
     async with open_database(url) as database:
-        await database.migrate(lambda connection: upgrade_to_first(connection))
+        await database.migrate(lambda connection: upgrade_to_present(connection))
 
     with pytest.raises(RookeryError):
         async with open_store(url):
@@ -241,14 +248,14 @@ async def test_c08_a_migration_that_fails_leaves_the_old_schema(url: str, newer:
 
 async def test_c08_a_migration_whose_process_is_killed_leaves_the_old_schema(sqlite_url: str, newer: Path) -> None:
     """C08: migration interrupted by kill -9; the old program works on, the new one tries again."""
-    newer.write_text(NEXT.format(ending="os.kill(os.getpid(), signal.SIGKILL)"))
+    newer.write_text(next_migration("os.kill(os.getpid(), signal.SIGKILL)"))
     async with open_database(sqlite_url) as database:
-        await database.migrate(lambda connection: upgrade_to_first(connection))
+        await database.migrate(lambda connection: upgrade_to_present(connection))
     code = (
         "import anyio, sys\n"
         "from pathlib import Path\n"
         "from server.store import open_store, schema\n"
-        "schema.MIGRATIONS, schema.SCHEMA_REVISION = Path(sys.argv[2]), '0002'\n"
+        f"schema.MIGRATIONS, schema.SCHEMA_REVISION = Path(sys.argv[2]), '{NEWER}'\n"
         "async def main():\n"
         "    async with open_store(sys.argv[1]): pass\n"
         "anyio.run(main)\n"
@@ -263,12 +270,12 @@ async def test_c08_a_migration_whose_process_is_killed_leaves_the_old_schema(sql
         names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
     connection.close()
     assert "novelties" not in names
-    newer.write_text(NEXT.format(ending="pass"))
+    newer.write_text(next_migration("pass"))
     async with open_store(sqlite_url) as store:
-        assert await store._database.read(schema.stored_revision) == "0002"
+        assert await store._database.read(schema.stored_revision) == NEWER
 
 
-def upgrade_to_first(connection: Connection) -> None:
+def upgrade_to_present(connection: Connection) -> None:
     from alembic import command
 
     command.upgrade(schema.migration_config(connection), SCHEMA_REVISION)

@@ -1,0 +1,186 @@
+"""Budgets: what may still be spent, and how a model request lays claim to it before it is sent.
+
+A cap stands on an *account*: a session, the tree of sessions below one root, a principal, a principal's day (UTC). A
+request reserves what it can cost at most in all accounts that it belongs to, at once or not at all; its ledger entry,
+which carries the reservation's id, puts the true cost in the place of what was reserved. A session's account holds
+what its spawned descendants spend too, so a child can never spend more than its parent has left; a fork has the cap
+of its own record, and shares those of tree, principal and day.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Protocol
+
+from pydantic import Field
+
+from server.models import NANO_USD, Record
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+WARNING_LEVELS: Final = (50, 80, 95)
+"""Percent of a session's cap at which its log gets a warning."""
+
+
+class Scope(StrEnum):
+    """What kind of account a cap stands on."""
+
+    SESSION = "session"
+    TREE = "tree"
+    PRINCIPAL = "principal"
+    DAY = "day"
+
+
+class Cap(Record):
+    """The most that an account may spend; None: no cap of this kind."""
+
+    nano_usd: int | None = Field(default=None, ge=0)
+    tokens: int | None = Field(default=None, ge=0, description="tokens of all kinds together")
+
+
+class Caps(Record):
+    """The operator's caps. A session's cap in dollars is not here but in its own record."""
+
+    session: Cap = Cap()
+    tree: Cap = Cap()
+    principal: Cap = Cap()
+    day: Cap = Cap()
+
+
+class Claim(Record):
+    """What one model request asks of the budgets."""
+
+    id: str = Field(description="of the request; its ledger entry has the same")
+    owner: str = Field(description="id of the server process that makes it")
+    session_id: str
+    root_id: str
+    principal: str
+    turn: int
+    model: str
+    at: datetime
+    input_tokens: int = Field(ge=0, description="estimate, on the high side")
+    output_tokens: int = Field(ge=0, description="what the request would like to have at most")
+    least_output_tokens: int = Field(ge=0, description="with less than this it is of no use")
+    input_nano_usd: int = Field(default=0, ge=0, description="price of the input")
+    output_nano_usd: int | None = Field(
+        ge=0, description="price of a million output tokens in nano-dollars; None when the model's price is unknown"
+    )
+    caps: Caps = Caps()
+
+    def nano_usd(self, output_tokens: int) -> int:
+        """The most that the request costs with so much output, rounded up; 0 when the price is unknown."""
+        return self.input_nano_usd + -(-output_tokens * (self.output_nano_usd or 0) // 1_000_000)
+
+    def affordable(self, nano_usd: int) -> int:
+        """The most output that so much money pays for; negative when it does not even pay for the input."""
+        left = nano_usd - self.input_nano_usd
+        if left < 0:
+            return -1
+        return left * 1_000_000 // self.output_nano_usd if self.output_nano_usd else self.output_tokens
+
+
+class Reservation(Record):
+    """A granted claim."""
+
+    id: str
+    output_tokens: int = Field(description="granted: at most what was asked for, at least what was needed")
+    nano_usd: int
+    tokens: int
+
+
+class Shortage(Record):
+    """Why a claim was not granted: the account with the least left."""
+
+    scope: Scope
+    unit: str = Field(description="usd, tokens, or price: the model's price is unknown and the cap is in dollars")
+    cap: int
+    remaining: int
+
+    def describe(self) -> str:
+        """What is short, in words for the agent and its caller."""
+        name = _NAMES[self.scope]
+        if self.unit == "price":
+            return f"The price of this model is not known, and the {name} has a budget in dollars."
+        if self.unit == "tokens":
+            return f"The {name} has {max(0, self.remaining):,} of {self.cap:,} tokens left: too few for this request."
+        cap, left = self.cap / NANO_USD, max(0, self.remaining) / NANO_USD
+        return f"The {name} has ${left:.4f} of ${cap:.2f} left: too little for this request."
+
+
+_NAMES: Final = {
+    Scope.SESSION: "session",
+    Scope.TREE: "tree of sessions",
+    Scope.PRINCIPAL: "account",
+    Scope.DAY: "account's day (UTC)",
+}
+
+
+class Standing(Record):
+    """How an account stands. Dollars in nano-dollars; None: no cap of this kind."""
+
+    scope: Scope
+    cap: Cap
+    spent_nano_usd: int = 0
+    reserved_nano_usd: int = 0
+    spent_tokens: int = 0
+    reserved_tokens: int = 0
+
+    @property
+    def remaining_nano_usd(self) -> int | None:
+        """What is neither spent nor reserved; negative when the cap was lowered below that."""
+        return None if self.cap.nano_usd is None else self.cap.nano_usd - self.spent_nano_usd - self.reserved_nano_usd
+
+    @property
+    def remaining_tokens(self) -> int | None:
+        """As :attr:`remaining_nano_usd`, in tokens."""
+        return None if self.cap.tokens is None else self.cap.tokens - self.spent_tokens - self.reserved_tokens
+
+
+class BudgetBook(Protocol):
+    """Where budgets are kept. The ledger that goes with it settles each reservation with the entry of the same id."""
+
+    async def reserve(self, claim: Claim) -> Reservation | Shortage:
+        """Reserve in all accounts of the claim, at once or not at all.
+
+        As much output as all accounts can pay for is granted, between ``least_output_tokens`` and ``output_tokens``.
+
+        Raises:
+            RookeryError: ``storage_unavailable``; nothing is reserved then.
+        """
+        ...
+
+
+def fit(claim: Claim, standings: list[Standing]) -> int | Shortage:
+    """How much output all accounts can pay for, or which one has too little. Pure."""
+    granted = claim.output_tokens
+    for standing in standings:
+        dollars, tokens = standing.remaining_nano_usd, standing.remaining_tokens
+        if dollars is not None and standing.cap.nano_usd is not None:
+            if claim.output_nano_usd is None:
+                return Shortage(scope=standing.scope, unit="price", cap=standing.cap.nano_usd, remaining=dollars)
+            affordable = claim.affordable(dollars)
+            if affordable < claim.least_output_tokens:
+                return Shortage(scope=standing.scope, unit="usd", cap=standing.cap.nano_usd, remaining=dollars)
+            granted = min(granted, affordable)
+        if tokens is not None and standing.cap.tokens is not None:
+            affordable = tokens - claim.input_tokens
+            if affordable < claim.least_output_tokens:
+                return Shortage(scope=standing.scope, unit="tokens", cap=standing.cap.tokens, remaining=tokens)
+            granted = min(granted, affordable)
+    return granted
+
+
+def caps_of(settings: Settings) -> Caps:
+    """The operator's caps."""
+
+    def cap(usd: float | None, tokens: int | None) -> Cap:
+        return Cap(nano_usd=None if usd is None else round(usd * NANO_USD), tokens=tokens)
+
+    return Caps(
+        session=cap(None, settings.default_budget_tokens),
+        tree=cap(settings.tree_budget_usd, settings.tree_budget_tokens),
+        principal=cap(settings.principal_budget_usd, settings.principal_budget_tokens),
+        day=cap(settings.daily_budget_usd, settings.daily_budget_tokens),
+    )
