@@ -1,0 +1,347 @@
+"""Reading a tree into the store: what a checkpoint is made by."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+from server.checkpoints import index as tree_index
+from server.checkpoints.content import Budget, TooLargeError, store_file
+from server.checkpoints.descent import Descent
+from server.checkpoints.index import NUMBERS, Index, Node, directory_flags, pack_numbers, unpack_numbers
+from server.checkpoints.manifest import DIRECTORY, SKIPPED, SYMLINK, Directory, Entry, encode_directory
+from server.checkpoints.objects import Batch
+from server.checkpoints.records import Limits, SkipReason
+from server.checkpoints.trees import Trees
+from server.checkpoints.work import Stop
+from server.errors import ErrorCode, RookeryError
+
+FILE_MODE_BITS: Final = 0o1777
+"""Permission bits kept of files. Set-user-id and set-group-id mean nothing inside a sandbox (no new privileges), but
+written by the host they would hand the owner's rights to whoever can reach the file."""
+
+DIRECTORY_MODE_BITS: Final = 0o3777
+"""Of directories the set-group-id bit is kept: there it only says which group new files get."""
+
+_IFMT: Final = 0o170000
+_IFDIR: Final = stat.S_IFDIR
+_GONE: Final = frozenset({errno.ENOENT, errno.ESTALE})
+_REPLACED: Final = frozenset({errno.ELOOP, errno.EINVAL, errno.ENOTDIR, errno.ENXIO, errno.EISDIR})
+_NUMBER_MASK: Final = (1 << 64) - 1
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A directory that is being read."""
+
+    name: str
+    mode: int
+    old: Node | None
+    names: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    same: bool = False
+    """Whether names and numbers are those of ``old``."""
+    entries: list[Entry] = field(default_factory=list)
+    """Of a directory that is not the same: all but its sub-directories."""
+    directories: list[tuple[str, int, Node | None]] = field(default_factory=list)
+    """Sub-directories still to be read, last first: name, permission bits, and what they were."""
+    children: list[tuple[str, Node]] = field(default_factory=list)
+
+
+class Scan:
+    """One reading of a tree.
+
+    Args:
+        trees: where its directories are kept.
+        batch: takes the new objects; the caller flushes it.
+        old: the index of the last reading of the same tree, or None.
+    """
+
+    def __init__(self, trees: Trees, batch: Batch, limits: Limits, old: Index | None, stop: Stop) -> None:
+        self._trees = trees
+        self._batch = batch
+        self._limits = limits
+        self._stop = stop
+        self._budget = Budget(limits.max_new_bytes)
+        self._old = old
+        self._device = 0
+        self._entries = 0
+
+    def read(self, root: int) -> tuple[Node, int, int]:
+        """Read the tree below the directory ``root`` (a descriptor, taken over and closed).
+
+        Returns:
+            The root's node, its device and inode.
+
+        Raises:
+            RookeryError: ``invalid_argument``: the tree is over its bounds.
+            TreeMovedError: directories were moved under the reading.
+            OSError: the disk.
+        """
+        found = os.fstat(root)
+        self._device = found.st_dev
+        old = self._old
+        known = old.root if old is not None and (old.device, old.inode) == (found.st_dev, found.st_ino) else None
+        descent = Descent(root)
+        try:
+            node = self._read(descent, _Frame("", found.st_mode & DIRECTORY_MODE_BITS, known))
+        finally:
+            descent.close()
+        return node, found.st_dev, found.st_ino
+
+    def _read(self, descent: Descent, root: _Frame) -> Node:
+        frames = [root]
+        self._list(descent.fd, root)
+        while True:
+            frame = frames[-1]
+            if frame.directories:
+                child = _Frame(*frame.directories.pop())
+                if self._enter(descent, frame, child):
+                    frames.append(child)
+                continue
+            node = self._finish(frame)
+            frames.pop()
+            if not frames:
+                return node
+            descent.leave()
+            frames[-1].children.append((frame.name, node))
+
+    def _enter(self, descent: Descent, parent: _Frame, child: _Frame) -> bool:
+        if descent.depth >= self._limits.max_depth:
+            raise RookeryError(
+                ErrorCode.INVALID_ARGUMENT,
+                f"The workspace has more than {self._limits.max_depth:,} directories inside each other: "
+                "remove some, then try again.",
+            )
+        self._stop.check()
+        try:
+            fd = descent.enter(child.name, child.mode)
+        except OSError as error:
+            if error.errno in _GONE:
+                self._drop(parent, child.name)
+                return False
+            if error.errno in _REPLACED:
+                self._skip_directory(parent, child.name, SkipReason.BUSY)
+                return False
+            if error.errno in (errno.EACCES, errno.EPERM):
+                self._skip_directory(parent, child.name, SkipReason.UNREADABLE)
+                return False
+            raise
+        self._list(fd, child)
+        return True
+
+    def _list(self, fd: int, frame: _Frame) -> None:
+        """Read the names of a directory, and all that is new or changed in it."""
+        names: list[str] = []
+        numbers: list[int] = []
+        add_name = names.append
+        add_numbers = numbers.extend
+        directories: list[tuple[str, int]] = []
+        foreign: list[str] = []
+        left = self._limits.max_entries - self._entries
+        with os.scandir(fd) as found:
+            for item in itertools.islice(found, left + 1):
+                try:
+                    state = item.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                except PermissionError:
+                    add_name(item.name)
+                    add_numbers((0, 0, 0, 0))
+                    continue
+                mode = state.st_mode
+                name = item.name
+                add_name(name)
+                if mode & _IFMT == _IFDIR:
+                    add_numbers((0, 0, 0, _IFDIR))
+                    if state.st_dev == self._device:
+                        directories.append((name, mode & DIRECTORY_MODE_BITS))
+                    else:
+                        foreign.append(name)
+                else:
+                    add_numbers((state.st_ctime_ns & _NUMBER_MASK, state.st_ino, state.st_size, mode))
+        self._entries += len(names)
+        if self._entries > self._limits.max_entries:
+            raise RookeryError(
+                ErrorCode.INVALID_ARGUMENT,
+                f"The workspace holds more than {self._limits.max_entries:,} files: remove some, then try again.",
+            )
+        frame.names = names
+        frame.numbers = numbers
+        old = frame.old
+        frame.same = (
+            old is not None
+            and not foreign
+            and len(directories) == len(old.children)
+            and old.names == os.fsencode("\0".join(names))
+            and old.numbers == pack_numbers(numbers)
+        )
+        if frame.same and old is not None:
+            for (name, mode), node in zip(reversed(directories), reversed(old.children), strict=True):
+                frame.directories.append((name, mode, node))
+            return
+        known = _children_of(old) if old is not None else {}
+        frame.directories = [(name, mode, known.get(name)) for name, mode in reversed(directories)]
+        self._record(fd, frame)
+        for name in foreign:
+            self._skip_directory(frame, name, SkipReason.OTHER_FILESYSTEM)
+
+    def _record(self, fd: int, frame: _Frame) -> None:
+        """Fill ``frame.entries``: what is unchanged from the stored directory, the rest from the files."""
+        old_numbers, old_entries = self._remembered(frame.old)
+        numbers = frame.numbers
+        gone: list[str] = []
+        for position, name in enumerate(frame.names):
+            at = position * NUMBERS
+            mode = numbers[at + 3]
+            if mode & _IFMT == _IFDIR:
+                continue
+            raw = os.fsencode(name)
+            key = tuple(numbers[at : at + NUMBERS])
+            if old_numbers.get(raw) == key and (entry := old_entries.get(raw)) is not None:
+                frame.entries.append(entry)
+                continue
+            self._stop.check()
+            recorded = self._record_one(fd, name, raw)
+            if recorded is None:
+                gone.append(name)
+                continue
+            entry, numbers[at : at + NUMBERS] = recorded
+            frame.entries.append(entry)
+        for name in gone:
+            self._drop(frame, name)
+
+    def _remembered(self, old: Node | None) -> tuple[dict[bytes, tuple[int, ...]], dict[bytes, Entry]]:
+        if old is None:
+            return {}, {}
+        values = unpack_numbers(old.numbers)
+        names = old.names.split(b"\0") if old.names else []
+        keys = {name: values[i * NUMBERS : (i + 1) * NUMBERS] for i, name in enumerate(names)}
+        return keys, {entry.name: entry for entry in self._trees.read(old.digest).entries}
+
+    def _record_one(self, fd: int, name: str, raw: bytes) -> tuple[Entry, tuple[int, int, int, int]] | None:
+        """Read one entry that is no directory; None when it is gone."""
+        state: os.stat_result | None = None
+        for _ in range(3):
+            try:
+                state = os.lstat(name, dir_fd=fd)
+                recorded = self._read_entry(fd, name, raw, state)
+            except OSError as error:
+                if error.errno in _GONE:
+                    return None
+                if error.errno in (errno.EACCES, errno.EPERM):
+                    return _skipped(raw, SkipReason.UNREADABLE, state)
+                if error.errno == errno.EWOULDBLOCK:
+                    return _skipped(raw, SkipReason.BUSY, state)
+                if error.errno in _REPLACED:
+                    continue
+                raise
+            if recorded is not None:
+                return recorded
+        return _skipped(raw, SkipReason.BUSY, state)
+
+    def _read_entry(
+        self, fd: int, name: str, raw: bytes, state: os.stat_result
+    ) -> tuple[Entry, tuple[int, int, int, int]] | None:
+        """Read one entry of the kind that ``state`` says; None when it turns out to be of another."""
+        mode = state.st_mode
+        if stat.S_ISREG(mode):
+            try:
+                stored = store_file(name, fd, self._batch, self._limits, self._budget, self._stop)
+            except TooLargeError:
+                return _skipped(raw, SkipReason.TOO_LARGE, state)
+            if stored is None:
+                return None
+            kind, digest, size, after, steady = stored
+            entry = Entry(kind, raw, after.st_mode & FILE_MODE_BITS, after.st_mtime_ns, size, 1, 0, digest)
+            return entry, _numbers_of(after, steady)
+        if stat.S_ISLNK(mode):
+            target = os.fsencode(os.readlink(name, dir_fd=fd))
+            entry = Entry(SYMLINK, raw, 0o777, 0, len(target), 1, 0, target)
+            return entry, _numbers_of(state, True)
+        if stat.S_ISFIFO(mode):
+            return _skipped(raw, SkipReason.FIFO, state)
+        if stat.S_ISSOCK(mode):
+            return _skipped(raw, SkipReason.SOCKET, state)
+        if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+            return _skipped(raw, SkipReason.DEVICE, state)
+        return None
+
+    def _finish(self, frame: _Frame) -> Node:
+        """Make the node of a directory whose sub-directories are all read."""
+        old = frame.old
+        children = [node for _, node in frame.children]
+        if frame.same and old is not None:
+            if old.mode == frame.mode and all(
+                node is known or node.digest == known.digest for node, known in zip(children, old.children, strict=True)
+            ):
+                old.children = children
+                return old
+            stored = self._trees.read(old.digest).entries
+            frame.entries = [entry for entry in stored if entry.kind != DIRECTORY]
+        entries = frame.entries
+        for name, node in frame.children:
+            entries.append(Entry(DIRECTORY, os.fsencode(name), 0, 0, node.size, node.files, node.skipped, node.digest))
+        entries.sort(key=lambda entry: entry.name)
+        data = encode_directory(frame.mode, entries)
+        digest = self._batch.put(data)
+        self._trees.remember(digest, Directory(frame.mode, tuple(entries)))
+        return Node(
+            digest,
+            frame.mode,
+            sum(entry.files for entry in entries),
+            sum(entry.size for entry in entries if entry.kind != SKIPPED),
+            sum(entry.skipped for entry in entries),
+            os.fsencode("\0".join(frame.names)),
+            pack_numbers(frame.numbers),
+            children,
+        )
+
+    def _drop(self, frame: _Frame, name: str) -> None:
+        """Forget an entry that is gone."""
+        self._differs(frame)
+        position = frame.names.index(name)
+        del frame.names[position]
+        del frame.numbers[position * NUMBERS : (position + 1) * NUMBERS]
+
+    def _skip_directory(self, frame: _Frame, name: str, reason: SkipReason) -> None:
+        """Record a directory that is not read. It counts as changed the next time, so it is tried again."""
+        self._differs(frame)
+        position = frame.names.index(name)
+        frame.numbers[position * NUMBERS : (position + 1) * NUMBERS] = (0, 0, 0, 0)
+        frame.entries.append(_skipped(os.fsencode(name), reason, None)[0])
+
+    def _differs(self, frame: _Frame) -> None:
+        """Go on with a directory that was taken for unchanged as one that changed."""
+        if frame.same and frame.old is not None:
+            frame.same = False
+            stored = self._trees.read(frame.old.digest).entries
+            frame.entries = [entry for entry in stored if entry.kind != DIRECTORY]
+
+
+def _children_of(node: Node) -> dict[str, Node]:
+    names = os.fsdecode(node.names).split("\0")
+    flags = directory_flags(node.numbers)
+    directories = [name for name, is_directory in zip(names, flags, strict=False) if is_directory]
+    return dict(zip(directories, node.children, strict=True))
+
+
+def _numbers_of(state: os.stat_result, steady: bool) -> tuple[int, int, int, int]:
+    """The four numbers, with a ``ctime`` of 0 where a later change might not show in it."""
+    racy = not steady or state.st_ctime_ns >= time.time_ns() - tree_index.RACY_NS
+    ctime = 0 if racy else state.st_ctime_ns & _NUMBER_MASK
+    return ctime, state.st_ino, state.st_size, state.st_mode
+
+
+def _skipped(raw: bytes, reason: SkipReason, state: os.stat_result | None) -> tuple[Entry, tuple[int, int, int, int]]:
+    size = state.st_size if state is not None and reason.holds_content else 0
+    entry = Entry(SKIPPED, raw, 0, 0, size, 0, 1, reason.value.encode())
+    if state is None or reason in (SkipReason.UNREADABLE, SkipReason.BUSY):
+        # Looked at again the next time: the reason may be gone without a change of the file.
+        return entry, (0, 0, 0, 0)
+    return entry, _numbers_of(state, True)
