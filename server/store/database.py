@@ -43,6 +43,9 @@ _READERS: Final = 4
 _JOURNAL_BYTES: Final = 64 * 1024 * 1024
 """The write-ahead log shrinks back to this after a large transaction."""
 
+_SQLITE_NEEDED: Final = (3, 35)
+"""The first version that knows RETURNING."""
+
 _ATTEMPTS: Final = 3
 """How often a Postgres transaction is tried that lost against another: deadlock or serialization failure."""
 
@@ -225,6 +228,12 @@ async def _open_sqlite(url: URL) -> AsyncIterator[SqliteDatabase]:
     if not url.database or url.database == ":memory:" or url.query:
         raise storage_unavailable(
             "The store needs a file: set ROOKERY_DATABASE_URL to sqlite:///PATH.", detail=str(url), retryable=False
+        )
+    if sqlite3.sqlite_version_info < _SQLITE_NEEDED:
+        raise storage_unavailable(
+            "Python's SQLite is too old: Rookery needs 3.35 or newer. Use a newer Python, or Postgres.",
+            detail=sqlite3.sqlite_version,
+            retryable=False,
         )
     with translated():
         path = await anyio.to_thread.run_sync(_prepare_file, Path(url.database))

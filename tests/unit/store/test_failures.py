@@ -342,6 +342,14 @@ async def test_a_queue_that_does_not_move_is_a_typed_error(sqlite_url: str, monk
         assert await store.heartbeat("a") is False
 
 
+async def test_a_sqlite_that_is_too_old_is_refused(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+
+    with unavailable("too old"):
+        async with open_store(sqlite_url):
+            pass
+
+
 async def test_a_broken_rule_of_the_schema_is_our_own_fault(store: Store) -> None:
     await started(store, "s1")
 
