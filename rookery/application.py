@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from rookery.provider import make_provider
-from server.checkpoints import Checkpoints
+from server.checkpoints import Checkpoints, ObjectStore
 from server.clock import SYSTEM_CLOCK, Clock
 from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
@@ -42,7 +42,7 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> A
             store=store,
             gateway=gateway,
             provider=make_provider(settings),
-            checkpoints=Checkpoints(settings.home),
+            checkpoints=Checkpoints(ObjectStore(settings.home / "objects"), settings.home / "indexes"),
             clock=clock,
             server_id=clock.identifier("server"),
         )

@@ -6,11 +6,13 @@ and the registry interrupts its agents, flushes their transcripts and ends their
 
 from __future__ import annotations
 
-import importlib
+import functools
+import logging
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +21,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup, TaskStatus
 
 from rookery.backend import BackgroundBackend
+from rookery.configuration import load_settings
 from rookery.stdio import MAX_MESSAGE_BYTES, Wire, claimed_wire, stdio_transport
 from tools.backend import Registry
 from tools.definition import ToolDefinition
@@ -29,6 +32,27 @@ if TYPE_CHECKING:
 
 HTTP_DRAIN_S: Final = 3
 """How long open HTTP requests get at the end."""
+
+
+def run_stdio() -> None:
+    """The command ``rookery serve``."""
+    settings = load_settings()
+    _log_to_stderr()
+    if sys.stdin.isatty():
+        sys.stderr.write("Serving MCP on stdin and stdout; an MCP client should start this. Ctrl-D ends it.\n")
+    anyio.run(serve_stdio, settings)
+
+
+def run_http(host: str, port: int, *, announce: Callable[[str], None]) -> None:
+    """The command ``rookery serve --http``; see :func:`serve_http`."""
+    settings = load_settings()
+    _log_to_stderr()
+    anyio.run(functools.partial(serve_http, settings, host, port, announce=announce))
+
+
+def _log_to_stderr() -> None:
+    """Plain warnings until the background start brings the structured log, whose library takes a while to import."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="level=%(levelname)s event=%(message)r")
 
 
 async def serve_stdio(settings: Settings, tools: Sequence[ToolDefinition[Any, Any]] = TOOLS) -> None:
@@ -123,8 +147,8 @@ async def _background(
     @asynccontextmanager
     async def opened() -> AsyncIterator[Registry]:
         # In a thread, for the import takes about a second and the event loop has a client to answer.
-        application = await anyio.to_thread.run_sync(importlib.import_module, "rookery.application")
-        async with application.open_registry(settings) as registry:
+        open_registry = await anyio.to_thread.run_sync(_prepare, settings)
+        async with open_registry(settings) as registry:
             yield registry
 
     backend = BackgroundBackend(opened)
@@ -137,6 +161,16 @@ async def _background(
             finally:
                 backend.stop()
         tasks.cancel_scope.cancel()
+
+
+def _prepare(settings: Settings) -> Callable[[Settings], AbstractAsyncContextManager[Registry]]:
+    """Everything slow that needs no event loop."""
+    from server.telemetry import configure_logging
+
+    configure_logging(settings.log_level)
+    from rookery.application import open_registry
+
+    return open_registry
 
 
 async def _start_after(answered: anyio.Event, backend: BackgroundBackend) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from typer.main import get_command
 
-from rookery.cli import app
+from rookery.commands import app
 from server.settings import Settings
 from tools.server import TOOLS
 

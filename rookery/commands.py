@@ -1,0 +1,149 @@
+"""The commands. Each imports what it needs when it runs, so that help and errors come at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import anyio
+import typer
+
+from rookery.configuration import USAGE_ERROR, load_settings
+
+if TYPE_CHECKING:
+    from rookery.administration import Command
+
+app = typer.Typer(
+    name="rookery",
+    help="Sandboxed Claude agents as MCP tools.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+sessions_app = typer.Typer(no_args_is_help=True, help="Look at sessions, end them, delete old ones.")
+app.add_typer(sessions_app, name="sessions")
+
+
+@app.command()
+def serve(
+    http: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve streamable HTTP on this loopback address instead of stdio."),
+    ] = None,
+) -> None:
+    """Serve MCP: on stdin and stdout for one client, or over HTTP for many."""
+    from rookery import serving
+
+    if http is None:
+        serving.run_stdio()
+        return
+    host, port = _address(http)
+    if not serving.is_loopback(host):
+        _fail(
+            f"--http serves the loopback only (127.0.0.1, ::1, localhost), since it has no authentication; not {host}."
+        )
+    try:
+        serving.run_http(host, port, announce=lambda url: typer.echo(f"Rookery serves MCP at {url}", err=True))
+    except OSError as error:
+        _fail(f"Cannot listen on {http}: {error.strerror}. Choose another port.", code=1)
+
+
+@app.command()
+def demo(
+    scripted: Annotated[
+        bool, typer.Option("--scripted", help="Play the scripted model even when a credential is set.")
+    ] = False,
+) -> None:
+    """Watch an agent write a program, test it, and mend it in a second turn."""
+    settings = load_settings()
+    from rookery.demo import run_demo
+    from server.telemetry import configure_logging
+
+    configure_logging("error")
+    raise typer.Exit(anyio.run(run_demo, settings, scripted))
+
+
+@app.command()
+def doctor(
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Check only what agents need to run; say only what is wrong.")
+    ] = False,
+) -> None:
+    """Check what Rookery needs on this machine, with the remedy for each thing that is missing."""
+    settings = load_settings()
+    from rookery.doctor import run_doctor
+    from server.telemetry import configure_logging
+
+    configure_logging("error")
+    raise typer.Exit(anyio.run(run_doctor, settings, sandbox))
+
+
+@sessions_app.command("list")
+def sessions_list(
+    state: Annotated[str | None, typer.Option(help="Only sessions in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Most sessions to show.")] = 50,
+) -> None:
+    """List sessions, newest first."""
+    from rookery import administration
+
+    _run(administration.list_sessions(state, limit))
+
+
+@sessions_app.command("show")
+def sessions_show(session_id: str) -> None:
+    """Show one session with the outcome of its latest turn."""
+    from rookery import administration
+
+    _run(administration.show_session(session_id))
+
+
+@sessions_app.command("end")
+def sessions_end(
+    session_id: str,
+    delete: Annotated[bool, typer.Option("--delete", help="Also delete its files and transcript now.")] = False,
+) -> None:
+    """End a session for good."""
+    from rookery import administration
+
+    _run(administration.end_session(session_id, delete))
+
+
+@sessions_app.command("prune")
+def sessions_prune() -> None:
+    """Delete ended sessions older than ROOKERY_RETENTION_DAYS."""
+    from rookery import administration
+
+    _run(administration.prune_sessions())
+
+
+@app.command()
+def costs(
+    session_id: Annotated[str | None, typer.Argument(help="One session; all of them without.")] = None,
+    by: Annotated[str | None, typer.Option(help="Sum by session, model, label or day.")] = None,
+) -> None:
+    """Show what model requests cost."""
+    from rookery import administration
+
+    _run(administration.show_costs(session_id, by))
+
+
+def _run(command: Command) -> None:
+    """Run a command of :mod:`rookery.administration` with its exit code."""
+    from rookery import administration
+    from server.telemetry import configure_logging
+
+    settings = load_settings()
+    configure_logging("error")
+    raise typer.Exit(anyio.run(administration.run, settings, command))
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        _fail(f"--http takes HOST:PORT, as in 127.0.0.1:8930; not {text}.")
+    return host, int(port)
+
+
+def _fail(message: str, *, code: int = USAGE_ERROR) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)

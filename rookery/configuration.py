@@ -1,0 +1,25 @@
+"""Reads the settings for a command, and says which variable is wrong where one is."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from pydantic import ValidationError
+
+from server.settings import Settings
+
+USAGE_ERROR: Final = 2
+"""Exit code of a command that was called wrongly."""
+
+
+def load_settings() -> Settings:
+    """The settings of the environment; leaves the process with a line for each variable that is out of its bounds."""
+    try:
+        return Settings.load()
+    except ValidationError as error:
+        for fault in error.errors(include_input=False, include_url=False):
+            name = str(fault["loc"][0]) if fault["loc"] else "settings"
+            variable = name if name.isupper() else f"ROOKERY_{name.upper()}"
+            sys.stderr.write(f"{variable}: {fault['msg']}\n")
+        raise SystemExit(USAGE_ERROR) from error
