@@ -82,11 +82,19 @@ class Compiler:
             roles=roles,
             models=document.models or (base.models if base is not None else ()),
             network=HostRules(tuple(allowed), tuple(denied)),
+            examples=(*(base.examples if base is not None else ()), *self._example_texts()),
             source=source if base is None else f"{base.source}\n{source}",
         )
 
     def _fault(self, message: str, at: tuple[str | int, ...], remedy: str | None = None) -> PolicyError:
         return PolicyError(message, file=self._file, line=self._lines.of(at), remedy=remedy)
+
+    def _example_texts(self) -> list[str]:
+        found: list[str] = []
+        for rule in self._document.rules:
+            if rule.examples is not None:
+                found.extend((*(rule.examples.match or ()), *(rule.examples.not_match or ())))
+        return found
 
     def _limits(self) -> Limits:
         own = self._document.limits

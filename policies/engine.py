@@ -131,13 +131,24 @@ def _judged(request: ToolRequest, policy: Policy, facts: Facts) -> Evaluation:
     return Evaluation(_combined(parts, verdicts), parts, tuple(verdicts))
 
 
+def _outranks(verdict: PartVerdict, effect: Effect, other: PartVerdict, strictest: Effect) -> bool:
+    """Whether a verdict is stricter, or as strict and says more: a rule, then a built-in check, then the default."""
+
+    def weight(one: PartVerdict) -> int:
+        return 2 if one.rule is not None else 1 if one.builtin is not None else 0
+
+    if effect is not strictest:
+        return effect.strictness > strictest.strictness
+    return effect is not Effect.ALLOW and weight(verdict) > weight(other)
+
+
 def _known(policy: Policy) -> str:
     hosts = policy.network
     return f"the policy lets out {', '.join(hosts[:10])}" if hosts else "the policy lets nothing out"
 
 
 def _combined(parts: tuple[Part, ...], verdicts: list[tuple[Layer, tuple[PartVerdict, ...]]]) -> Decision:
-    """The strictest verdict of all layers over all parts, the first of equals."""
+    """The strictest verdict of all layers over all parts; of equals the most telling, then the first."""
     strictest = Effect.ALLOW
     decider: tuple[Layer, PartVerdict] | None = None
     effects = [Effect.ALLOW] * len(parts)
@@ -148,7 +159,7 @@ def _combined(parts: tuple[Part, ...], verdicts: list[tuple[Layer, tuple[PartVer
             if verdict.effect is None:
                 continue
             effects[place] = effects[place].meet(verdict.effect)
-            if decider is None or verdict.effect.strictness > strictest.strictness:
+            if decider is None or _outranks(verdict, verdict.effect, decider[1], strictest):
                 strictest, decider = verdict.effect, (layer, verdict)
     # The call of Bash as such and the script as a whole say nothing that its parts do not.
     requests = tuple(

@@ -195,9 +195,14 @@ class CompiledPaths:
         """Whether a folded directory lies on the named way to something denied."""
         return self.ancestors.fullmatch(form) is not None
 
-    def meets(self, glob: Sequence[str]) -> bool:
-        """Whether a denial could reach a path that ``glob`` (folded components from the root) stands for."""
-        return any(components_meet((*rooted, "**"), tuple(glob)) for rooted in self.rooted)
+    def meets(self, glob: Sequence[str], *, below: bool = True) -> bool:
+        """Whether a denial could reach a path that ``glob`` (folded components from the root) stands for.
+
+        With ``below=False`` a pattern that does not end in ``**`` means the file itself only, not what lies below a
+        directory of that name.
+        """
+        tail = ("**",) if below else ()
+        return any(components_meet((*rooted, *tail), tuple(glob)) for rooted in self.rooted)
 
 
 _NOTHING: Final = re.compile(r"(?!)")

@@ -11,7 +11,7 @@ from policies.catalogue import TOOLS, canonical_name
 from policies.hosts import HostRules
 from policies.parts import Part, PartKind
 from policies.paths import folded
-from policies.rules import Matcher, Rule, ToolNames
+from policies.rules import READ_TOOLS, WRITE_TOOLS, Matcher, Rule, ToolNames
 from policies.types import Effect, Facts
 
 LAYER_NAMES: Final = ("organisation", "profile", "parent", "session")
@@ -75,6 +75,7 @@ class Layer:
         models: globs of model names that may be used; empty means all.
         network: its network rules.
         source: the canonical text that it was compiled from, for the digest.
+        examples: the calls that its rules name as examples.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Layer:
     models: tuple[str, ...] = ()
     network: HostRules = field(default_factory=HostRules)
     source: str = ""
+    examples: tuple[str, ...] = ()
 
     @cached_property
     def _index(self) -> _Index:
@@ -210,7 +212,10 @@ class Layer:
 
 
 def _reason(rule: Rule, part: Part) -> str:
-    return rule.because or f"The rule {rule.id} denies {_described(part)}."
+    because = rule.because or f"The rule {rule.id} denies {_described(part)}."
+    if rule.when.paths and any(claim.deep for claim in part.claims):
+        because += " (It would read everything below a directory: name the files, or narrow the search.)"
+    return because
 
 
 def _verdict_of(rule: Rule, part: Part, matched: tuple[Rule, ...]) -> PartVerdict:
@@ -256,7 +261,21 @@ class _Index:
         self.bash_grants = tuple(rule for rule in rules if rule.proves and rule.tools.covers("Bash"))
         judging = [rule for rule in rules if rule.effect is not None]
         self._by_tool = {
-            name: tuple(rule for rule in judging if rule.tools.covers(name)) for name in TOOLS if name != "Bash"
+            name: tuple(
+                rule
+                for rule in judging
+                if rule.tools.covers(name)
+                or (
+                    rule.effect is not Effect.ALLOW
+                    and rule.when.paths
+                    and any(
+                        name in family and not family.isdisjoint(rule.tools.exact)
+                        for family in (READ_TOOLS, WRITE_TOOLS)
+                    )
+                )
+            )
+            for name in TOOLS
+            if name != "Bash"
         }
         self._open = tuple(rule for rule in judging if rule.tools.globs or rule.tools.every)
         self._others = tuple(rule for rule in judging if any(name.startswith("mcp__") for name in rule.tools.exact))

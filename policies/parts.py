@@ -59,7 +59,9 @@ class PathClaim:
         glob: folded components of a pattern, if it is one; its candidates are then the directory it starts in.
         reads: the part may read there.
         writes: the part may write there.
-        deep: the part reaches everything below.
+        deep: the part reads everything below.
+        whole: the part moves, removes or replaces a directory with all that is in it.
+        filtered: the glob is a filter of a search below a directory.
         plain: an allow with paths must cover it; False for mere readings of a word that only denials look at.
     """
 
@@ -70,6 +72,8 @@ class PathClaim:
     writes: bool = False
     deep: bool = False
     plain: bool = True
+    whole: bool = False
+    filtered: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,9 +204,9 @@ def _hosts(given: Mapping[str, Any], fields: Mapping[str, FieldKind]) -> tuple[s
     return tuple(dict.fromkeys(found))
 
 
-def _claim(path: ResolvedPath, *, reads: bool, writes: bool, deep: bool = False, plain: bool = True) -> PathClaim:
+def _claim(path: ResolvedPath, *, reads: bool, writes: bool) -> PathClaim:
     forms = tuple(dict.fromkeys(form for candidate in path.candidates for form in denial_forms(candidate)))
-    return PathClaim(path.candidates, forms, None, reads, writes, deep, plain)
+    return PathClaim(path.candidates, forms, None, reads, writes)
 
 
 def _glob_claim(pattern: str, start: ResolvedPath, *, writes: bool, deep: bool, plain: bool = True) -> PathClaim:
@@ -257,7 +261,8 @@ def _search_claim(pattern: str, root: ResolvedPath, facts: Facts) -> PathClaim:
         raise UnresolvablePathError("the pattern goes up behind a wildcard")
     start = resolve(literal, facts, cwd=root.candidates[-1]) if literal.strip("/") or literal == "/" else root
     # A filter without a slash holds at every depth.
-    return _glob_claim(rest if "/" in pattern else f"**/{rest}", start, writes=False, deep=False)
+    claim = _glob_claim(rest if "/" in pattern else f"**/{rest}", start, writes=False, deep=False)
+    return replace(claim, filtered=rest != "**")
 
 
 def _bash_parts(request: ToolRequest, facts: Facts) -> tuple[Part, ...]:
@@ -348,9 +353,7 @@ class _BashParts:
                     )
                 )
 
-    def _resolved(
-        self, word: Word, *, reads: bool, writes: bool, deep: bool = False, plain: bool = True
-    ) -> PathClaim | None:
+    def _resolved(self, word: Word, *, reads: bool, writes: bool) -> PathClaim | None:
         """The claim of one word in every directory it may be read from, or None when it is no path."""
         text = word.text
         # Only an unquoted tilde is the home; and a backslash is a character like any other to a shell's programs.
@@ -364,7 +367,7 @@ class _BashParts:
                     break
         except UnresolvablePathError:
             return None
-        return _claim(ResolvedPath(text, tuple(found)), reads=reads, writes=writes, deep=deep, plain=plain)
+        return _claim(ResolvedPath(text, tuple(found)), reads=reads, writes=writes)
 
     def _operand_claims(self, operand: Operand, tilde: bool) -> list[PathClaim]:
         self._claimed += len(self._directories)
@@ -375,10 +378,10 @@ class _BashParts:
                 Word(operand.text, tilde=tilde and operand.text.startswith("~")),
                 reads=operand.reads,
                 writes=operand.writes,
-                deep=operand.deep,
-                plain=operand.plain,
             )
-            return [] if claim is None else [claim]
+            if claim is None:
+                return []
+            return [replace(claim, deep=operand.deep, whole=operand.whole, plain=operand.plain)]
         steps = operand.text.split("/")
         count = next((place for place, step in enumerate(steps) if not _GLOB.isdisjoint(step)), len(steps))
         literal = "/".join(steps[:count]) + ("/" if count else "")

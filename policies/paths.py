@@ -20,6 +20,7 @@ MAX_PATH: Final = 4096
 MAX_LINKS: Final = 40
 """How many symbolic links the kernel follows in one look-up (MAXSYMLINKS)."""
 
+_MAGIC: Final = re.compile(r"/proc/(?:self|thread-self|\d+)(?:/task/\d+)?/(root|cwd)")
 _FOREIGN: Final = re.compile(r"[A-Za-z]:|.*\\", re.DOTALL)
 
 
@@ -94,7 +95,7 @@ def resolve(text: str, facts: Facts, *, cwd: str | None = None, from_shell: bool
         raise UnresolvablePathError("the path names the home of another user: write it out")
     absolute = text if text.startswith("/") else f"{cwd or facts.cwd or facts.workspace}/{text}"
     lexical = normalise(absolute)
-    if isinstance(facts.links, Mapping) and not facts.links:
+    if isinstance(facts.links, Mapping) and not facts.links and not lexical.startswith("/proc/"):
         return ResolvedPath(text, (lexical,))
     found = [lexical]
     # The CLI normalises ".." before it opens a path, a shell leaves it to the kernel, which applies it to the
@@ -121,6 +122,9 @@ def _follow(path: str, facts: Facts, found: list[str]) -> None:
         if len(here) > MAX_PATH:
             raise UnresolvablePathError(f"the path is longer than {MAX_PATH} characters")
         target = facts.link(here)
+        if target is None and (magic := _MAGIC.fullmatch(here)) is not None:
+            # Links that the kernel makes: to the sandbox's root, and to where a process works.
+            target = "/" if magic[1] == "root" else facts.cwd or facts.workspace
         if target is None:
             current.append(here)
             continue

@@ -270,11 +270,32 @@ class Matcher:
         """Whether a rule may be meant by a part: for denials and rewrites."""
         return self._names(rule, part) and self.applies(rule) and self._conditions_possible(rule, part)
 
+    def lacking(self, rule: Rule, part: Part) -> str:
+        """Why a rule does not match a part, in words."""
+        if not self._names(rule, part):
+            return f"speaks of other tools than {part.called}"
+        if rule.roles and self.role not in rule.roles:
+            return "is for other roles"
+        if not self.applies(rule):
+            return "its condition on the session's history does not hold"
+        if rule.effect is Effect.ALLOW and self._conditions_possible(rule, part):
+            if not part.certain:
+                return "this is only one reading of the command, which nothing can allow"
+            if part.exact_only is not None:
+                return f"needs exact: true ({part.exact_only})"
+            return "its conditions may hold, but that cannot be proved"
+        return "its conditions do not hold"
+
     @staticmethod
     def _names(rule: Rule, part: Part) -> bool:
         tools = rule.tools
         if tools.covers(part.called) or tools.covers(part.tool):
             return True
+        if part.kind is PartKind.TOOL:
+            # Who denies a file to one tool means the file: no other tool of its kind reaches it.
+            return bool(rule.when.paths) and any(
+                part.tool in family and not family.isdisjoint(tools.exact) for family in (READ_TOOLS, WRITE_TOOLS)
+            )
         if part.kind is PartKind.WRITE:
             return not WRITE_TOOLS.isdisjoint(tools.exact)
         if part.kind is PartKind.READ:
@@ -311,7 +332,7 @@ class Matcher:
         by_name = rule.tools.covers(part.called) or rule.tools.covers(part.tool)
         for claim in part.claims:
             reads, writes = claim.reads, claim.writes
-            if not by_name:
+            if not by_name and part.kind is not PartKind.TOOL:
                 # The rule speaks of file tools: a program's use of the file counts as theirs.
                 reads = reads and not READ_TOOLS.isdisjoint(rule.tools.exact)
                 writes = writes and not WRITE_TOOLS.isdisjoint(rule.tools.exact)
@@ -322,13 +343,13 @@ class Matcher:
             if not reads and not writes:
                 continue
             if claim.glob is not None:
-                if compiled.meets(claim.glob):
+                if compiled.meets(claim.glob, below=not claim.filtered):
                     return True
             elif any(compiled.denies(form) for form in claim.forms):
                 return True
             if rule.advisory:
                 continue
-            if writes and claim.deep and any(compiled.guards(form) for form in claim.forms):
+            if writes and claim.whole and any(compiled.guards(form) for form in claim.forms):
                 return True
             if claim.deep and any(
                 compiled.meets((*(step for step in form.split("/") if step), "**")) for form in claim.forms

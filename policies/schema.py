@@ -27,7 +27,7 @@ def parse_duration(value: object) -> object:
 
 
 def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    return (value,) if isinstance(value, str) else value
 
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -78,7 +78,7 @@ class CountModel(Model):
 def _as_token_lists(value: object) -> object:
     if not isinstance(value, list | tuple):
         return value
-    return [[item] if isinstance(item, str) else item for item in value]
+    return tuple((item,) if isinstance(item, str) else item for item in value)
 
 
 class WhenModel(Model):

@@ -27,7 +27,8 @@ class Operand:
         glob: it is a glob of the shell.
         writes: the program may write it.
         reads: the program may read it.
-        deep: the program reaches everything below it.
+        deep: the program reads everything below it.
+        whole: the program moves, removes or replaces a directory with all that is in it.
         plain: it is a word of its own, not a piece of one.
     """
 
@@ -36,6 +37,7 @@ class Operand:
     writes: bool = True
     reads: bool = True
     deep: bool = False
+    whole: bool = False
     plain: bool = True
 
 
@@ -57,7 +59,7 @@ def operands(invocation: Invocation) -> tuple[Operand, ...]:
             continue
         glob = word.kind is WordKind.GLOB
         for place, text in enumerate(_pieces(word)):
-            found[Operand(text, glob, not reads_only, True, deep, plain=place == 0)] = None
+            found[Operand(text, glob, not reads_only, True, deep, name in programs.MOVES, plain=place == 0)] = None
         if name in programs.INTERPRETERS and invocation.danger is not None:
             for piece in _IN_CODE.findall(word.text)[:MAX_OPERANDS]:
                 found[Operand(piece, plain=False)] = None

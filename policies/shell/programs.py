@@ -220,13 +220,14 @@ RECURSIVE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "grep": ("-r", "-R", "--recursive", "--dereference-recursive"),
         "egrep": ("-r", "-R", "--recursive"), "fgrep": ("-r", "-R", "--recursive"),
-        "rg": (), "ag": (), "ack": (), "tar": (), "zip": ("-r", "--recurse-paths"), "rsync": (),
+        "rg": (), "ag": (), "ack": (), "tar": (), "zip": ("-r", "--recurse-paths"), "rsync": (), "7z": (),
         "cp": ("-r", "-R", "-a", "--recursive", "--archive"), "scp": ("-r",), "diff": ("-r", "--recursive"),
-        "mv": (), "rm": ("-r", "-R", "--recursive"), "chmod": ("-R", "--recursive"), "chown": ("-R", "--recursive"),
-        "find": (), "fd": (), "7z": (), "ln": (),
     }
 )  # fmt: skip
-"""Programs that reach everything below a directory: always (no flags listed) or with one of the flags."""
+"""Programs that read everything below a directory: always (no flags listed) or with one of the flags."""
+
+MOVES: Final = frozenset({"mv", "rm", "rmdir", "ln", "chmod", "chown", "chgrp", "cp", "rsync", "install", "unlink"})
+"""Programs that move, remove or replace a directory with all that is in it."""
 
 WRITES_ALL: Final = frozenset(
     {"touch", "mkdir", "rmdir", "rm", "unlink", "truncate", "shred", "tee", "sponge", "mkfifo", "mktemp", "mv"}
