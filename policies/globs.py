@@ -195,6 +195,21 @@ class CompiledPaths:
         """Whether a folded directory lies on the named way to something denied."""
         return self.ancestors.fullmatch(form) is not None
 
+    def reaches(self, forms: Sequence[str], *, deep: bool, whole: bool) -> bool:
+        """Whether a denial reaches a path in any of its spellings, or what a part does to a directory there.
+
+        Args:
+            forms: folded spellings of the path.
+            deep: everything below is read too.
+            whole: the directory is moved, removed or replaced with all that is in it.
+        """
+        return any(
+            self.denies(form)
+            or (whole and self.guards(form))
+            or (deep and self.meets((*(step for step in form.split("/") if step), "**")))
+            for form in forms
+        )
+
     def meets(self, glob: Sequence[str], *, below: bool = True) -> bool:
         """Whether a denial could reach a path that ``glob`` (folded components from the root) stands for.
 

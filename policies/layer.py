@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from policies.catalogue import TOOLS, canonical_name
+from policies.globs import CompiledPaths, compile_paths
 from policies.hosts import HostRules
 from policies.parts import Part, PartKind
 from policies.paths import folded
@@ -131,7 +132,7 @@ class Layer:
         asks: list[Rule] = []
         allows: list[Rule] = []
         grants_asks: list[Rule] = []
-        for rule in self._index.candidates(part):
+        for rule in self._index.candidates(part, matcher.facts):
             if rule.effect is Effect.ALLOW:
                 if matcher.proves(rule, part):
                     allows.append(rule)
@@ -244,79 +245,108 @@ def _described(part: Part) -> str:
             return "this script"
 
 
+@dataclass(frozen=True)
+class _Candidates:
+    """Rules that can match one kind of part: those to be asked always, and denials that need a path of theirs."""
+
+    plain: tuple[Rule, ...]
+    guards: tuple[Rule, ...]
+
+
+def _candidates(rules: Iterable[Rule]) -> _Candidates:
+    found = tuple(rules)
+    return _Candidates(
+        tuple(rule for rule in found if rule.effect is Effect.ALLOW or not rule.when.paths),
+        tuple(rule for rule in found if rule.effect is not Effect.ALLOW and rule.when.paths),
+    )
+
+
 class _Index:
     """Rules by what they can speak of, so that a call looks at few of many."""
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self._positions = {id(rule): place for place, rule in enumerate(rules)}
         self.rewrites = tuple(rule for rule in rules if rule.effect is None)
+        judging = [rule for rule in rules if rule.effect is not None]
+        bash = [rule for rule in judging if rule.tools.covers("Bash")]
         self.guards = tuple(
             rule
-            for rule in rules
-            if rule.effect in (Effect.DENY, Effect.ASK)
+            for rule in bash
+            if rule.effect is not Effect.ALLOW
             and not rule.advisory
-            and rule.tools.covers("Bash")
             and (rule.when.argv or rule.when.paths or rule.when.cwd or rule.when.env or rule.when.domains)
         )
-        self.bash_grants = tuple(rule for rule in rules if rule.proves and rule.tools.covers("Bash"))
-        judging = [rule for rule in rules if rule.effect is not None]
-        self._by_tool = {
-            name: tuple(
-                rule
-                for rule in judging
-                if rule.tools.covers(name)
-                or (
-                    rule.effect is not Effect.ALLOW
-                    and rule.when.paths
-                    and any(
-                        name in family and not family.isdisjoint(rule.tools.exact)
-                        for family in (READ_TOOLS, WRITE_TOOLS)
-                    )
-                )
-            )
-            for name in TOOLS
-            if name != "Bash"
-        }
-        self._open = tuple(rule for rule in judging if rule.tools.globs or rule.tools.every)
-        self._others = tuple(rule for rule in judging if any(name.startswith("mcp__") for name in rule.tools.exact))
-        bash = [rule for rule in judging if rule.tools.covers("Bash")]
-        self._bash = tuple(bash)
-        self._bash_without_words = tuple(rule for rule in bash if not rule.when.argv)
-        # A program's words may be files that a rule for file tools denies.
-        self._files = tuple(
-            rule for rule in judging if rule.effect is not Effect.ALLOW and rule.when.paths and rule not in bash
+        self.bash_grants = tuple(rule for rule in bash if rule.proves)
+        self._patterns = tuple(
+            dict.fromkeys(pattern for rule in judging if rule.effect is not Effect.ALLOW for pattern in rule.when.paths)
         )
+        self._compiled: dict[tuple[str, str], CompiledPaths] = {}
+        self._by_tool = {
+            name: _candidates(rule for rule in judging if rule.tools.covers(name) or rule.guards_files_from(name))
+            for name in TOOLS
+        }
+        self._of_servers = _candidates(
+            rule
+            for rule in judging
+            if rule.tools.globs or rule.tools.every or any(name.startswith("mcp__") for name in rule.tools.exact)
+        )
+        # A rule on words can match a command only.
+        without_words = [rule for rule in bash if not rule.when.argv]
+        self._by_tool["Bash"] = _candidates(without_words)
+        self._reads = _candidates(_of_tools(judging, READ_TOOLS, without_words))
+        self._writes = _candidates(_of_tools(judging, WRITE_TOOLS, without_words))
+        # A program's words may be files that a rule for file tools denies.
+        files = [rule for rule in judging if rule.effect is not Effect.ALLOW and rule.when.paths and rule not in bash]
+        self._commands = _candidates((*without_words, *files))
         self._by_program: dict[str, list[Rule]] = {}
-        self._any_program: list[Rule] = []
         for rule in bash:
             for program in {folded(form[0]) for form in rule.when.argv}:
-                if program == "*":
-                    self._any_program.append(rule)
-                else:
-                    self._by_program.setdefault(program, []).append(rule)
+                self._by_program.setdefault(program, []).append(rule)
 
     def position(self, rule: Rule) -> int:
         """Where a rule stands in its layer."""
         return self._positions[id(rule)]
 
-    def candidates(self, part: Part) -> Iterable[Rule]:
-        """Every rule that can match a part, without repetition, in the order of the layer."""
+    def candidates(self, part: Part, facts: Facts) -> Iterable[Rule]:
+        """Every rule that can match a part; one that cannot may be among them, none twice."""
         if part.kind in (PartKind.COMMAND, PartKind.DIRECTORY):
-            found = [*self._bash_without_words, *self._files, *self._any_program]
-            for name in dict.fromkeys((*part.names, folded(part.words[0].text))):
-                found.extend(self._by_program.get(name, ()))
-            return self._in_order(found)
-        if part.kind in (PartKind.READ, PartKind.WRITE):
-            names = ("Read", "Grep") if part.kind is PartKind.READ else ("Write", "Edit", "MultiEdit", "NotebookEdit")
-            return self._in_order([*self._bash, *(rule for name in names for rule in self._by_tool[name])])
-        if part.called == "Bash":
-            return self._bash
-        if part.tool in self._by_tool:
-            return self._by_tool[part.tool]
-        return self._in_order([*self._open, *self._others])
+            found = self._commands
+            programs = dict.fromkeys((*part.names, folded(part.words[0].text), "*"))
+            named = [rule for name in programs for rule in self._by_program.get(name, ())]
+            if named:
+                plain = tuple({id(rule): rule for rule in (*found.plain, *named)}.values())
+                found = _Candidates(plain, found.guards)
+        elif part.kind is PartKind.READ:
+            found = self._reads
+        elif part.kind is PartKind.WRITE:
+            found = self._writes
+        else:
+            found = self._by_tool.get(part.tool, self._of_servers)
+        if found.guards and self._touches(part, facts):
+            return (*found.plain, *found.guards)
+        return found.plain
 
-    def _in_order(self, rules: list[Rule]) -> list[Rule]:
-        return sorted({id(rule): rule for rule in rules}.values(), key=self.position)
+    def _touches(self, part: Part, facts: Facts) -> bool:
+        """Whether any denial's path at all may be named by a part: one look instead of one for each rule."""
+        if not part.claims:
+            return False
+        place = (facts.workspace, facts.home)
+        compiled = self._compiled.get(place)
+        if compiled is None:
+            compiled = self._compiled[place] = compile_paths(self._patterns, *place)
+        for claim in part.claims:
+            if claim.glob is not None:
+                if compiled.meets(claim.glob):
+                    return True
+            elif compiled.reaches(claim.forms, deep=claim.deep, whole=claim.whole):
+                return True
+        return False
+
+
+def _of_tools(rules: Iterable[Rule], tools: frozenset[str], besides: list[Rule]) -> list[Rule]:
+    """The rules that speak of some of the tools, and ``besides``, none twice."""
+    found = [rule for rule in rules if not rule.when.argv and any(rule.tools.covers(name) for name in tools)]
+    return list({id(rule): rule for rule in (*found, *besides)}.values())
 
 
 def tool_names(names: Iterable[str]) -> ToolNames:

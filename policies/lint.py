@@ -115,6 +115,12 @@ def _covers_tools(wide: ToolNames, narrow: ToolNames) -> bool:
 def _covers_when(wide: When, narrow: When, *, denial: bool) -> bool:
     if wide.exact and not (narrow.exact and narrow.argv == wide.argv):
         return False
+    if wide.argv and not denial:
+        # Prefixes allow neither dangerous words, which take an exact rule, nor what a bare runner would run.
+        if narrow.exact and not wide.exact:
+            return False
+        if any(len(form) == 1 and form[0] in programs.INTERPRETERS for form in wide.argv):
+            return False
     if wide.argv and not (
         narrow.argv and all(any(form[: len(one)] == one for one in wide.argv) for form in narrow.argv)
     ):

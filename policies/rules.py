@@ -53,7 +53,9 @@ class ToolNames:
 
     def covers(self, tool: str) -> bool:
         """Whether a tool is meant."""
-        return self.every or tool in self.exact or any(fnmatchcase(tool, glob) for glob in self.globs)
+        if tool in self.exact or self.every:
+            return True
+        return bool(self.globs) and any(fnmatchcase(tool, glob) for glob in self.globs)
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,17 @@ class Rule:
         """Whether it must be proved: allows; and asks too, for an ask lifts the default denial."""
         return self.effect in (Effect.ALLOW, Effect.ASK)
 
+    def guards_files_from(self, tool: str) -> bool:
+        """Whether it keeps files from a tool that it does not name.
+
+        Who denies a file to one tool means the file: no other tool that reads, or writes, may reach it.
+        """
+        return (
+            self.effect is not Effect.ALLOW
+            and bool(self.when.paths)
+            and any(tool in kin and not kin.isdisjoint(self.tools.exact) for kin in (READ_TOOLS, WRITE_TOOLS))
+        )
+
 
 def token_forms(positions: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
     """All word sequences that a list of alternatives stands for; an alternative may hold several words.
@@ -164,7 +177,7 @@ class Matcher:
         """Whether role and state let a rule speak at all."""
         if rule.roles and self.role not in rule.roles:
             return False
-        return all(condition.holds(self.facts) for condition in rule.when.state)
+        return not rule.when.state or all(condition.holds(self.facts) for condition in rule.when.state)
 
     def _paths(self, patterns: tuple[PathPattern, ...]) -> CompiledPaths:
         return compile_paths(patterns, self.facts.workspace, self.facts.home)
@@ -292,10 +305,7 @@ class Matcher:
         if tools.covers(part.called) or tools.covers(part.tool):
             return True
         if part.kind is PartKind.TOOL:
-            # Who denies a file to one tool means the file: no other tool of its kind reaches it.
-            return bool(rule.when.paths) and any(
-                part.tool in family and not family.isdisjoint(tools.exact) for family in (READ_TOOLS, WRITE_TOOLS)
-            )
+            return rule.guards_files_from(part.tool)
         if part.kind is PartKind.WRITE:
             return not WRITE_TOOLS.isdisjoint(tools.exact)
         if part.kind is PartKind.READ:
@@ -345,14 +355,10 @@ class Matcher:
             if claim.glob is not None:
                 if compiled.meets(claim.glob, below=not claim.filtered):
                     return True
-            elif any(compiled.denies(form) for form in claim.forms):
-                return True
-            if rule.advisory:
-                continue
-            if writes and claim.whole and any(compiled.guards(form) for form in claim.forms):
-                return True
-            if claim.deep and any(
-                compiled.meets((*(step for step in form.split("/") if step), "**")) for form in claim.forms
+            elif compiled.reaches(
+                claim.forms,
+                deep=claim.deep and reads and not rule.advisory,
+                whole=claim.whole and writes and not rule.advisory,
             ):
                 return True
         return False
