@@ -100,20 +100,28 @@ class Shortage(Record):
 
     def describe(self) -> str:
         """What is short, in words for the agent and its caller."""
-        name = _NAMES[self.scope]
+        name, variable = _NAMES[self.scope]
         if self.unit == "price":
-            return f"The price of this model is not known, and the {name} has a budget in dollars."
+            return (
+                f"The price of this model is not known, and the budget of the {name} is in dollars: "
+                "name another model, or set its price in ROOKERY_PRICES."
+            )
         if self.unit == "tokens":
-            return f"The {name} has {max(0, self.remaining):,} of {self.cap:,} tokens left: too few for this request."
-        cap, left = self.cap / NANO_USD, max(0, self.remaining) / NANO_USD
-        return f"The {name} has ${left:.4f} of ${cap:.2f} left: too little for this request."
+            left, cap = f"{max(0, self.remaining):,}", f"{self.cap:,} tokens"
+            remedy = f"raise ROOKERY_{variable}_TOKENS to go on"
+        else:
+            left, cap = f"${max(0, self.remaining) / NANO_USD:.4f}", f"${self.cap / NANO_USD:.2f}"
+            remedy = f"raise ROOKERY_{variable}_USD to go on"
+            if self.scope is Scope.SESSION:
+                remedy = "continue_session with a higher budget_usd (the new total) goes on"
+        return f"The budget of the {name} does not cover the next model request ({left} of {cap} left): {remedy}."
 
 
 _NAMES: Final = {
-    Scope.SESSION: "session",
-    Scope.TREE: "tree of sessions",
-    Scope.PRINCIPAL: "account",
-    Scope.DAY: "account's day (UTC)",
+    Scope.SESSION: ("session", "DEFAULT_BUDGET"),
+    Scope.TREE: ("whole tree of sessions", "TREE_BUDGET"),
+    Scope.PRINCIPAL: ("account", "PRINCIPAL_BUDGET"),
+    Scope.DAY: ("account's day (UTC)", "DAILY_BUDGET"),
 }
 
 

@@ -47,12 +47,14 @@ class Account:
     """
 
     def __init__(self, books: Books, grant: Grant, binding: Binding, *, metered: bool) -> None:
-        self._metered = metered
+        self.metered = metered
         self._books = books
         self._grant = grant
         self._binding = binding
         self._turn = grant.turn
-        self._started_at = books.clock.now()
+        self.id = books.clock.identifier("req")
+        """Of the request, its reservation and its ledger entry."""
+        self.started_at = books.clock.now()
         self._outbound: Outbound | None = None
         self._error: str | None = None
         self._settled = False
@@ -65,7 +67,7 @@ class Account:
 
     def open(self, outbound: Outbound) -> None:
         """The request goes upstream now; from here on there will be an entry."""
-        if not self._metered:
+        if not self.metered:
             return
         self._outbound = outbound
         self.meter = Meter(estimate_input_tokens(outbound.body, len(outbound.content)))
@@ -87,7 +89,7 @@ class Account:
         failure = UpstreamFailure(
             status, error_type, message[:_MAX_MESSAGE], self._books.clock.now(), retry_after, model, cause
         )
-        if self._metered:
+        if self.metered:
             self._grant.record_failure(failure)
         _log.warning(
             "model_request_failed",
@@ -133,10 +135,10 @@ class Account:
         if reading.usage != Usage():
             price = None
             for model in dict.fromkeys((reading.model or requested, requested)):
-                price = price or self._books.prices.price(model, reading.usage, self._started_at)
+                price = price or self._books.prices.price(model, reading.usage, self.started_at)
             nano_usd, source = (price.nano_usd, price.source) if price is not None else (None, None)
         return LedgerEntry(
-            id=self._books.clock.identifier("req"),
+            id=self.id,
             principal=self._binding.principal,
             session_id=self._binding.session_id,
             root_id=self._binding.root_id,
@@ -150,6 +152,6 @@ class Account:
             estimated=reading.estimated,
             nano_usd=nano_usd,
             price_source=source,
-            started_at=self._started_at,
+            started_at=self.started_at,
             ended_at=self._books.clock.now(),
         )

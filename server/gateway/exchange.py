@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import structlog
 
 from server.gateway.account import Account
+from server.gateway.admission import Admission
 from server.gateway.failures import is_credit_exhausted, no_credential
 from server.gateway.grants import Binding, Grant
+from server.gateway.limiter import FleetLimiter, Slot
 from server.gateway.refusals import JSON, Cause, Refusal, bad_gateway, error_body, too_much
 from server.gateway.requests import Inbound, Outbound, build, read_body
 from server.gateway.responses import EVENT_STREAM, Headers, Reply, passed_headers, with_header
@@ -46,28 +49,30 @@ CLOSE_TIMEOUT_S: Final = 2.0
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class Means:
+    """What every exchange works with."""
+
+    upstream: Upstream
+    client: httpx2.AsyncClient
+    recorder: Recorder
+    limiter: FleetLimiter
+    admission: Admission | None
+
+
 class Exchange:
     """One request. :meth:`run` is called once."""
 
     def __init__(
-        self,
-        upstream: Upstream,
-        client: httpx2.AsyncClient,
-        recorder: Recorder,
-        account: Account,
-        grant: Grant,
-        binding: Binding,
-        inbound: Inbound,
-        reply: Reply,
+        self, means: Means, account: Account, grant: Grant, binding: Binding, inbound: Inbound, reply: Reply
     ) -> None:
-        self._upstream = upstream
-        self._client = client
-        self._recorder = recorder
+        self._means = means
         self._account = account
         self._grant = grant
         self._binding = binding
         self._inbound = inbound
         self._reply = reply
+        self._slot: Slot | None = None
 
     async def run(self, receive: Receive) -> None:
         """Serve the request. A client that goes away ends it quietly; the grant's revocation cancels it."""
@@ -92,7 +97,7 @@ class Exchange:
         grant = self._grant
         if grant.in_flight > MAX_IN_FLIGHT:
             raise too_much("This agent has too many requests under way.")
-        if grant.unrecorded and not await self._recorder.flush(grant):
+        if grant.unrecorded and not await self._means.recorder.flush(grant):
             raise Refusal(
                 503, "api_error", "The ledger cannot be written, so no further request is made.", cause=Cause.LEDGER
             )
@@ -110,20 +115,32 @@ class Exchange:
         return outbound
 
     async def _forward(self, outbound: Outbound) -> None:
+        """Send the request when the fleet may, with what the budgets cover."""
+        credential = self._means.upstream.credential()
+        if credential is None and self._means.upstream.needs_credential:
+            raise Refusal(401, "authentication_error", no_credential().message, cause=Cause.CREDENTIAL)
+        if not self._account.metered:
+            await self._send(outbound, credential)
+            return
+        async with self._means.limiter.slot(outbound.model or "", self._grant) as slot:
+            self._slot = slot
+            if self._means.admission is not None:
+                turn, at = self._grant.turn, self._account.started_at
+                outbound = await self._means.admission.admit(self._account.id, self._binding, turn, outbound, at)
+            await self._send(outbound, credential)
+
+    async def _send(self, outbound: Outbound, credential: Credential | None) -> None:
         import httpx2
 
-        credential = self._upstream.credential()
-        if credential is None and self._upstream.needs_credential:
-            raise Refusal(401, "authentication_error", no_credential().message, cause=Cause.CREDENTIAL)
-        request = self._client.build_request(
+        request = self._means.client.build_request(
             outbound.method,
-            self._upstream.url(outbound.endpoint.value, outbound.query),
+            self._means.upstream.url(outbound.endpoint.value, outbound.query),
             headers=headers_with(credential, outbound.headers),
             content=outbound.content or None,
         )
         self._account.open(outbound)
         try:
-            response = await self._client.send(request, stream=True)
+            response = await self._means.client.send(request, stream=True)
         except httpx2.TransportError as error:
             # An upstream that took the request and fell silent may have done the work; one that was not reached, or
             # hung up without a word, has not charged for it.
@@ -144,6 +161,8 @@ class Exchange:
         account = self._account
         account.status = response.status_code
         account.request_id = response.headers.get("request-id", "")[:200] or None
+        if self._slot is not None:
+            self._slot.answered(response.status_code, _seconds(response.headers.get("retry-after")))
         headers = passed_headers(response.headers.multi_items())
         if 300 <= response.status_code < 400:
             raise bad_gateway("The model API answered with a redirect, which is never followed.", retry=False)

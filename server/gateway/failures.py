@@ -60,8 +60,7 @@ def _refused(failure: UpstreamFailure, detail: str) -> RookeryError | None:
         case Cause.BUDGET:
             return RookeryError(
                 ErrorCode.BUDGET_EXCEEDED,
-                "The budget does not cover the next model request. Files and conversation are intact: "
-                "continue_session with a higher budget_usd goes on.",
+                f"{failure.message} Files and conversation are intact.",
                 detail=detail,
             )
         case Cause.PRICE:

@@ -13,10 +13,13 @@ import anyio
 import structlog
 from anyio.abc import TaskStatus
 
+from server.budgets import BudgetBook, Caps
 from server.gateway.account import Account, Books
-from server.gateway.exchange import Exchange
+from server.gateway.admission import Admission
+from server.gateway.exchange import Exchange, Means
 from server.gateway.failures import no_credential
 from server.gateway.grants import Grant, GrantTable
+from server.gateway.limiter import FleetLimiter
 from server.gateway.listener import remove_socket, serve_app, unix_listener
 from server.gateway.recorder import LedgerWriter, Recorder
 from server.gateway.refusals import Cause, Refusal, forbidden, unauthorised
@@ -24,7 +27,6 @@ from server.gateway.requests import Endpoint, read_head, token_of
 from server.gateway.responses import Reply
 
 if TYPE_CHECKING:
-    import httpx2
     from starlette.types import Receive, Scope, Send
 
     from server.clock import Clock
@@ -45,14 +47,29 @@ class Gateway:
         ledger: where they are written down.
         prices: what they cost.
         clock: time and identifiers.
+        budgets: caps that bind before each request; its reservations are settled by the ledger. None: no caps.
+        caps: the operator's caps; a session's own is in its record.
+        owner: id of this server process, in reservations.
     """
 
-    def __init__(self, upstream: Upstream, ledger: LedgerWriter, prices: PriceBook, clock: Clock) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        ledger: LedgerWriter,
+        prices: PriceBook,
+        clock: Clock,
+        *,
+        budgets: BudgetBook | None = None,
+        caps: Caps | None = None,
+        owner: str = "",
+    ) -> None:
         self._upstream = upstream
         self._recorder = Recorder(ledger)
         self._books = Books(self._recorder, prices, clock)
+        self._admission = None if budgets is None else Admission(budgets, prices, caps or Caps(), owner)
+        self._limiter = FleetLimiter(clock)
         self._grants = GrantTable(clock)
-        self._client: httpx2.AsyncClient | None = None
+        self._means: Means | None = None
         self._socket: Path | None = None
 
     @property
@@ -95,11 +112,11 @@ class Gateway:
             async with self._upstream.client() as client, anyio.create_task_group() as group:
                 # In a thread: it takes a quarter of a second, and requests need not wait for it.
                 group.start_soon(anyio.to_thread.run_sync, self._books.prices.warm)
-                self._client = client
+                self._means = Means(self._upstream, client, self._recorder, self._limiter, self._admission)
                 self._socket = socket
                 await serve_app(self, listener, on_stop=self._end_grants, task_status=task_status)
         finally:
-            self._socket = self._client = None
+            self._socket = self._means = None
             remove_socket(socket)
 
     def _end_grants(self) -> None:
@@ -128,9 +145,9 @@ class Gateway:
         grant.requests += metered
         if grant.binding is None:
             raise forbidden("This token waits for its session: no request is taken before the first prompt.")
-        assert self._client is not None
+        assert self._means is not None
         account = Account(self._books, grant, grant.binding, metered=metered)
-        exchange = Exchange(self._upstream, self._client, self._recorder, account, grant, grant.binding, inbound, reply)
+        exchange = Exchange(self._means, account, grant, grant.binding, inbound, reply)
         with anyio.move_on_after(REQUEST_TIMEOUT_S) as running:
             grant.enter(running)
             try:

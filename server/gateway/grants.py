@@ -74,6 +74,8 @@ class Grant:
     """Model requests taken so far, refused ones included; token counts are not model requests."""
     in_flight: int = 0
     """Requests that are not settled yet, ledger entry included."""
+    waiting_until: datetime | None = None
+    """When a request of this agent will be sent that waits now, because the model API limits the rate; else None."""
     held_bytes: int = 0
     """Bytes of request bodies held in memory now."""
     binding: Binding | None = None

@@ -84,7 +84,8 @@ async def serve_app(
     try:
         await server.startup(sockets=[listener])
         task_status.started()
-        await server.main_loop()
+        # uvicorn's main loop only wakes ten times a second for a date header that is off.
+        await anyio.sleep_forever()
     finally:
         if on_stop is not None:
             on_stop()

@@ -42,6 +42,7 @@ class Refusal(Exception):  # noqa: N818 - an answer that travels as an exception
         message: what the agent and the log may read; never a secret.
         cause: why.
         retry_after: seconds after which a retry makes sense; None says that none does.
+        retry: whether the CLI itself should ask again; by default when ``retry_after`` is given.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Refusal(Exception):  # noqa: N818 - an answer that travels as an exception
         *,
         cause: Cause = Cause.REQUEST,
         retry_after: float | None = None,
+        retry: bool | None = None,
     ) -> None:
         super().__init__(message)
         self.cause = cause
@@ -59,13 +61,15 @@ class Refusal(Exception):  # noqa: N818 - an answer that travels as an exception
         self.error_type = error_type
         self.message = message
         self.retry_after = retry_after
+        self.retry = retry_after is not None if retry is None else retry
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Response headers: whether to retry, and when."""
-        if self.retry_after is None:
-            return [(b"x-should-retry", b"false")]
-        return [(b"x-should-retry", b"true"), (b"retry-after", f"{self.retry_after:g}".encode())]
+        headers = [(b"x-should-retry", b"true" if self.retry else b"false")]
+        if self.retry_after is not None:
+            headers.append((b"retry-after", f"{self.retry_after:g}".encode()))
+        return headers
 
     @property
     def body(self) -> bytes:

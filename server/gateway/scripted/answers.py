@@ -177,6 +177,8 @@ def _echo(echo: Echo, body: Mapping[str, Any], conversation: Conversation) -> st
         case Echo.TOOLS:
             tools = (tool for tool in body.get("tools") or () if isinstance(tool, Mapping))
             return " ".join(sorted(str(tool.get("name")) for tool in tools))
+        case Echo.REMINDERS:
+            return "\n".join(conversation.reminders)
         case Echo.SYSTEM:
             system = body.get("system") or ""
             blocks = system if isinstance(system, list) else [{"text": system}]

@@ -48,6 +48,8 @@ class Conversation:
     """The CLI asks for a summary to shorten the conversation by."""
     spoken: tuple[tuple[str, str], ...]
     """Role and text of all that was said."""
+    reminders: tuple[str, ...]
+    """All system reminders."""
 
 
 def read_conversation(body: Mapping[str, Any]) -> Conversation:
@@ -68,6 +70,7 @@ def read_conversation(body: Mapping[str, Any]) -> Conversation:
         tool_results=tuple(_text(block) for message in since for block in _blocks(message, "tool_result")),
         wants_summary=last.get("role") == "user" and SUMMARY_REQUEST in prompt,
         spoken=tuple(_spoken(messages)),
+        reminders=tuple(found for message in messages for text in _texts(message) for found in _REMINDER.findall(text)),
     )
 
 

@@ -63,6 +63,8 @@ class Echo(StrEnum):
     """Every text of user and assistant, one a line with its role: proves what a resume or fork carried over."""
     TOOLS = "tools"
     """Names of the tools offered, separated by blanks."""
+    REMINDERS = "reminders"
+    """What the host and the CLI told the model beside the prompts, in the whole conversation."""
     SYSTEM = "system"
     MODEL = "model"
 
