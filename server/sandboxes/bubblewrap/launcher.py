@@ -41,8 +41,6 @@ MS_REC = 0x4000
 MS_PRIVATE = 0x4_0000
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_FIRST_FREE = 64
-"""Descriptors are parked from here on before they get their final numbers, so that none overwrites another."""
 
 
 def _check(result: int, what: str) -> None:
@@ -75,9 +73,11 @@ def _tie_life_to(parent: int) -> None:
 
 def _arrange_descriptors(pairs: list[tuple[int, int]]) -> None:
     """Give descriptors their final numbers; all others beside the standard streams close."""
+    # Parked above all numbers in use before they get their final ones, so that none overwrites another.
+    first_free = max(number for pair in pairs for number in pair) + 1 if pairs else 3
     parked: list[tuple[int, int]] = []
     for source, target in pairs:
-        free = _FIRST_FREE + len(parked)
+        free = first_free + len(parked)
         os.dup2(source, free)
         parked.append((free, target))
     for free, target in parked:
@@ -87,7 +87,7 @@ def _arrange_descriptors(pairs: list[tuple[int, int]]) -> None:
     for number in range(3, last + 1):
         if number not in wanted:
             os.closerange(number, number + 1)
-    os.closerange(last + 1, 4096)
+    os.closerange(last + 1, first_free + len(pairs))
 
 
 def _stage(directory: str, binds: list[tuple[str, str]]) -> None:
