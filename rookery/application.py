@@ -9,11 +9,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from rookery.provider import make_provider
+from server.budgets import caps_of
 from server.checkpoints import Checkpoints, ObjectStore
 from server.clock import SYSTEM_CLOCK, Clock
 from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
-from server.gateway import Gateway, PriceBook, Upstream, anthropic_upstream
+from server.gateway import Gateway, Upstream, anthropic_upstream, price_book
 from server.registry import Registry
 from server.registry import open_registry as open_sessions
 from server.services import Services
@@ -35,7 +36,10 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> A
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings.store_url, clock=clock))
         upstream = await stack.enter_async_context(_upstream(settings))
-        gateway = Gateway(upstream, store, PriceBook(), clock)
+        server_id = clock.identifier("server")
+        gateway = Gateway(
+            upstream, store, price_book(settings), clock, budgets=store, caps=caps_of(settings), owner=server_id
+        )
         await stack.enter_async_context(_serving(gateway))
         services = Services(
             settings=settings,
@@ -44,7 +48,7 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> A
             provider=make_provider(settings),
             checkpoints=Checkpoints(ObjectStore(settings.home / "objects"), settings.home / "indexes"),
             clock=clock,
-            server_id=clock.identifier("server"),
+            server_id=server_id,
         )
         yield await stack.enter_async_context(open_sessions(services))
 

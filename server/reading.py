@@ -22,6 +22,7 @@ from server.models import (
 )
 from server.requests import CostRequest, ListRequest
 from server.services import Services
+from server.snapshots import within_reach
 from server.views import (
     CheckpointSummary,
     CostReport,
@@ -192,9 +193,7 @@ class SessionReader:
                 ErrorCode.SESSION_BUSY, "The session has no files yet: its sandbox is being made. Try again shortly."
             )
         sandbox = await self._services.provider.attach(session.sandbox, self._services.sandbox_spec(session))
-        if sandbox.workspace is None:
-            raise RookeryError(ErrorCode.SANDBOX_LOST, "The session's files are not within reach of this server.")
-        return sandbox.workspace
+        return within_reach(sandbox)
 
 
 def _next(session: SessionRecord, pending: bool) -> str:

@@ -27,7 +27,7 @@ from server.launching import LiveAgent, adopt_sandbox, launch_options, open_sand
 from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.sandboxes.base import Sandbox
 from server.services import Services
-from server.snapshots import Snapshots
+from server.snapshots import Snapshots, heal_workspace
 from server.turns import Entry, TurnTracker
 
 log = structlog.get_logger(__name__)
@@ -175,6 +175,7 @@ class SessionActor:
     async def _wake(self, stack: AsyncExitStack) -> None:
         """Bring the sandbox and the agent up, and take the turn's checkpoint meanwhile."""
         sandbox = await self._place()
+        await heal_workspace(self._services, self.session, sandbox)
         self._snapshots.attach(sandbox)
         self._authority.look_at(sandbox.workspace)
         checkpointed = anyio.Event()

@@ -6,14 +6,24 @@ transcript. The engine for trees is :mod:`server.checkpoints`; this module knows
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
+from server.checkpoints import Snapshot, printable
+from server.errors import ErrorCode, RookeryError
 from server.models import CheckpointKind, CheckpointRecord, EventKind, SessionRecord, TurnRecord
 from server.sandboxes.base import Sandbox
 from server.services import Services
 
 MAX_CHANGED_FILES: Final = 200
 """Names of changed files in an outcome; the rest is counted in one last line."""
+
+
+REWOUND: Final = (
+    "The files in the workspace were taken back to how they were at an earlier point of this conversation. Look at "
+    "files again before you rely on what you remember of them."
+)
+"""What the agent is told before its next prompt."""
 
 
 class Snapshots:
@@ -45,7 +55,10 @@ class Snapshots:
             return turn
         update: dict[str, object] = {"end_checkpoint_id": end.id}
         start = self._start
-        if start is not None and start.id == turn.checkpoint_id:
+        if turn.checkpoint_id is not None and (start is None or start.id != turn.checkpoint_id):
+            # A turn that was put off for an approval began in another life of the agent.
+            start = await self._services.store.checkpoint(self._session.principal, turn.checkpoint_id)
+        if start is not None:
             update["changed_files"] = await self._changed(start.tree, end.tree)
         return turn.model_copy(update=update)
 
@@ -54,7 +67,11 @@ class Snapshots:
         services, tree = self._services, self._sandbox.workspace if self._sandbox is not None else None
         if tree is None:
             return None
-        snapshot = await services.checkpoints.take(self._session.id, tree)
+        return await self.record(kind, turn, await services.checkpoints.take(self._session.id, tree), label)
+
+    async def record(self, kind: CheckpointKind, turn: int, snapshot: Snapshot, label: str = "") -> CheckpointRecord:
+        """Write down a snapshot that was taken as a checkpoint of this moment."""
+        services = self._services
         record = CheckpointRecord(
             id=services.clock.identifier("cp"),
             session_id=self._session.id,
@@ -71,22 +88,48 @@ class Snapshots:
         )
         await services.store.add_checkpoint(record)
         if snapshot.skipped:
-            names = ", ".join(f"{skipped.path} ({skipped.reason})" for skipped in snapshot.skipped[:10])
+            names = ", ".join(f"{printable(skipped.path)} ({skipped.reason})" for skipped in snapshot.skipped[:10])
             text = f"{len(snapshot.skipped)} entries are not in the checkpoint: {names}"
             notice = (EventKind.NOTICE, {"text": text, "checkpoint_id": record.id})
             await services.store.append_events(self._session.id, turn, [notice])
         return record
 
     async def _changed(self, before: str, after: str) -> tuple[str, ...]:
-        changes = await self._services.checkpoints.compare(before, after)
-        names = sorted({*changes.added, *changes.removed, *changes.changed})
-        if len(names) > MAX_CHANGED_FILES:
-            rest = len(names) - MAX_CHANGED_FILES
-            return (*names[:MAX_CHANGED_FILES], f"… and {rest:,} more")
-        return tuple(names)
+        changes = await self._services.checkpoints.compare(before, after, limit=MAX_CHANGED_FILES)
+        names = tuple(printable(change.path) for change in changes.entries)
+        left = changes.total - len(names)
+        return (*names, f"… and {left:,} more") if left else names
+
+
+async def heal_workspace(services: Services, session: SessionRecord, sandbox: Sandbox) -> None:
+    """Finish a rewind that a crash interrupted, so that nobody works on half of it.
+
+    Raises:
+        RookeryError: ``storage_unavailable``, ``sandbox_lost``.
+    """
+    if sandbox.workspace is None:
+        return
+    pending = await services.checkpoints.pending(session.id)
+    if pending is None:
+        return
+    await services.checkpoints.restore(session.id, sandbox.workspace, pending.tree_hash, owner=workspace_owner(sandbox))
+    await services.store.update_session(session.id, pending_notice=REWOUND)
+    data = {"text": "A rewind that a crash had interrupted was finished."}
+    await services.store.append_events(session.id, session.turn, [(EventKind.REWIND, data)])
 
 
 def workspace_owner(sandbox: Sandbox) -> int | None:
     """The host uid that the sandbox's files belong to; None when it is the server's own."""
     uid = sandbox.reference.get("uid")
     return uid if isinstance(uid, int) else None
+
+
+def within_reach(sandbox: Sandbox) -> Path:
+    """The workspace on this host.
+
+    Raises:
+        RookeryError: ``sandbox_lost`` when the provider keeps it elsewhere.
+    """
+    if sandbox.workspace is None:
+        raise RookeryError(ErrorCode.SANDBOX_LOST, "The session's files are not within reach of this server.")
+    return sandbox.workspace

@@ -11,6 +11,7 @@ from typing import Final
 import anyio
 
 from server.checkpoints import Changes as TreeChanges
+from server.checkpoints import Snapshot, printable
 from server.errors import ErrorCode, RookeryError
 from server.launching import open_sandbox
 from server.models import (
@@ -21,8 +22,9 @@ from server.models import (
     SessionRecord,
     SessionState,
 )
+from server.sandboxes.base import Sandbox
 from server.services import Services
-from server.snapshots import Snapshots, workspace_owner
+from server.snapshots import REWOUND, Snapshots, heal_workspace, within_reach, workspace_owner
 from server.views import FileChange, RewindReport
 
 MAX_SHOWN: Final = 200
@@ -48,8 +50,9 @@ class Undo:
         Raises:
             RookeryError: ``sandbox_lost``, ``storage_unavailable``.
         """
-        snapshots = await self._snapshots(session)
-        return await self._taken(snapshots, CheckpointKind.MANUAL, session.turn, label)
+        workspace = within_reach(await self._sandbox(session))
+        snapshot = await self._services.checkpoints.take(session.id, workspace)
+        return await Snapshots(self._services, session).record(CheckpointKind.MANUAL, session.turn, snapshot, label)
 
     async def find(self, session: SessionRecord, checkpoint_id: str) -> CheckpointRecord:
         """A checkpoint of the session itself, or of an ancestor from before it was forked off.
@@ -93,22 +96,39 @@ class Undo:
                 "rewind just the files.",
             )
         services = self._services
-        sandbox = await open_sandbox(services, session)
-        assert sandbox.workspace is not None
+        sandbox = await self._sandbox(session)
+        workspace = within_reach(sandbox)
         if dry_run:
-            present = await services.checkpoints.take(session.id, sandbox.workspace)
-            changes = await services.checkpoints.compare(present.tree_hash, checkpoint.tree)
-            skipped = tuple(f"{entry.path} ({entry.reason})" for entry in present.skipped)
+            present = await services.checkpoints.take(session.id, workspace)
+            changes = await self._compare(present.tree_hash, checkpoint.tree)
+            skipped = tuple(f"{printable(entry.path)} ({entry.reason})" for entry in present.skipped)
             return self._report(session, checkpoint, changes, conversation, skipped=skipped, undo=None)
         snapshots = Snapshots(services, session)
-        snapshots.attach(sandbox)
-        undo = await self._taken(snapshots, CheckpointKind.UNDO, session.turn, f"before rewinding to {checkpoint.id}")
-        changes = await services.checkpoints.compare(undo.tree, checkpoint.tree)
-        await services.checkpoints.restore(
-            session.id, sandbox.workspace, checkpoint.tree, owner=workspace_owner(sandbox)
+        undo: CheckpointRecord | None = None
+
+        async def keep(present: Snapshot) -> None:
+            nonlocal undo
+            label = f"before rewinding to {checkpoint.id}"
+            undo = await snapshots.record(CheckpointKind.UNDO, session.turn, present, label)
+
+        restored = await services.checkpoints.restore(
+            session.id, workspace, checkpoint.tree, owner=workspace_owner(sandbox), on_present=keep
         )
+        assert undo is not None
+        changes = await self._compare(undo.tree, checkpoint.tree)
         await self._write_down(session, checkpoint, undo, changes, conversation)
-        return self._report(session, checkpoint, changes, conversation, skipped=(), undo=undo.id)
+        left = (*restored.kept, *restored.missing)
+        skipped = tuple(f"{printable(entry.path)} ({entry.reason})" for entry in left)
+        return self._report(session, checkpoint, changes, conversation, skipped=skipped, undo=undo.id)
+
+    async def _compare(self, before: str, after: str) -> TreeChanges:
+        return await self._services.checkpoints.compare(before, after, limit=MAX_SHOWN, lines=True)
+
+    async def _sandbox(self, session: SessionRecord) -> Sandbox:
+        """The session's sandbox, with no rewind left half done."""
+        sandbox = await open_sandbox(self._services, session)
+        await heal_workspace(self._services, session, sandbox)
+        return sandbox
 
     async def _write_down(
         self,
@@ -119,17 +139,12 @@ class Undo:
         conversation: bool,
     ) -> None:
         store = self._services.store
-        counts = {"added": len(changes.added), "changed": len(changes.changed), "removed": len(changes.removed)}
+        counts = {"added": changes.added, "changed": changes.changed, "removed": changes.removed}
         if conversation:
             cuts = cut_after(checkpoint.transcript_cuts, checkpoint.transcript_length, undo.transcript_length)
             await store.update_session(session.id, transcript_cuts=cuts, pending_notice=None)
         else:
-            notice = (
-                f"The files in the workspace were taken back to how they were at an earlier point (turn "
-                f"{checkpoint.turn}): {counts['added']} came back, {counts['changed']} changed, {counts['removed']} "
-                "were removed. Look at files again before you rely on what you remember of them."
-            )
-            await store.update_session(session.id, pending_notice=notice)
+            await store.update_session(session.id, pending_notice=REWOUND)
         data = {"checkpoint_id": checkpoint.id, "undo_checkpoint_id": undo.id, "conversation": conversation, **counts}
         await store.append_events(session.id, session.turn, [(EventKind.REWIND, data)])
 
@@ -185,17 +200,6 @@ class Undo:
                 await sandbox.destroy()
             await self._services.store.delete_session(session.principal, session.id)
 
-    async def _snapshots(self, session: SessionRecord) -> Snapshots:
-        snapshots = Snapshots(self._services, session)
-        snapshots.attach(await open_sandbox(self._services, session))
-        return snapshots
-
-    async def _taken(self, snapshots: Snapshots, kind: CheckpointKind, turn: int, label: str) -> CheckpointRecord:
-        record = await snapshots.take(kind, turn, label)
-        if record is None:
-            raise RookeryError(ErrorCode.SANDBOX_LOST, "The session's files are not within reach of this server.")
-        return record
-
     def _report(
         self,
         session: SessionRecord,
@@ -208,13 +212,13 @@ class Undo:
     ) -> RewindReport:
         shown = tuple(
             FileChange(
-                path=entry.path,
-                change=entry.change,
-                size=entry.size,
+                path=printable(entry.path),
+                change=entry.kind.value,
+                size=None if entry.after is None else entry.after.size,
                 lines_added=entry.lines_added,
                 lines_removed=entry.lines_removed,
             )
-            for entry in changes.entries[:MAX_SHOWN]
+            for entry in changes.entries
         )
         again = f'session_id="{session.id}"'
         follow = (
@@ -228,9 +232,9 @@ class Undo:
             dry_run=undo is None,
             conversation=conversation,
             undo_checkpoint_id=undo,
-            files_added=len(changes.added),
-            files_changed=len(changes.changed),
-            files_removed=len(changes.removed),
+            files_added=changes.added,
+            files_changed=changes.changed,
+            files_removed=changes.removed,
             files=shown,
             skipped=skipped,
             next=follow,

@@ -18,7 +18,7 @@ rules:
   - id: ask-for-touch
     effect: ask
     tools: [Bash]
-    when: {argv: [[touch]]}
+    when: {argv: [touch]}
     because: "touching is asked"
 """
 
