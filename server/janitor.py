@@ -57,6 +57,7 @@ class Janitor:
         mended = 0
         for session in await store.unowned_work(dead | {self._services.server_id}):
             mended += await self.reconcile_session(session)
+        await store.charge_lost(dead)
         for server_id in dead:
             await store.remove_server(server_id)
             self._leases.forget(server_id)

@@ -3,7 +3,7 @@
 from server.gateway.failures import classify
 from server.gateway.gateway import Gateway
 from server.gateway.grants import Grant, UpstreamFailure
-from server.gateway.prices import PriceBook
+from server.gateway.prices import PriceBook, price_book
 from server.gateway.recorder import LedgerWriter
 from server.gateway.upstream import Upstream, anthropic_upstream
 
@@ -16,4 +16,5 @@ __all__ = [
     "UpstreamFailure",
     "anthropic_upstream",
     "classify",
+    "price_book",
 ]

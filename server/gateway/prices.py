@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from server.errors import ErrorCode, RookeryError
 from server.models import NANO_USD, Usage
+
+if TYPE_CHECKING:
+    from server.settings import Settings
 
 _VARIANT: Final = re.compile(r"\[[^\]]*\]$")
 """What the CLI appends to a model's name for itself, as in ``claude-sonnet-5[1m]``."""
@@ -79,6 +83,27 @@ class PriceBook:
     def warm(self) -> None:
         """Import the table now rather than in the first request. Takes a quarter of a second; may run in a thread."""
         _table_price("claude", Usage(), datetime.now().astimezone())
+
+
+def price_book(settings: Settings) -> PriceBook:
+    """The prices with those that the operator sets.
+
+    Raises:
+        RookeryError: ``invalid_argument``: a price in ``ROOKERY_PRICES`` is none.
+    """
+    known = {field.name for field in fields(FixedPrice)}
+    fixed: dict[str, FixedPrice] = {}
+    for model, given in settings.prices.items():
+        if not {"input_usd", "output_usd"} <= given.keys() <= known or not all(
+            0 <= one < 1e6 for one in given.values()
+        ):
+            raise RookeryError(
+                ErrorCode.INVALID_ARGUMENT,
+                f"ROOKERY_PRICES: the price of {model[:128]} needs input_usd and output_usd, may have cache_read_usd "
+                "and cache_write_usd, and all are dollars for a million tokens.",
+            )
+        fixed[model] = FixedPrice(**given)
+    return PriceBook(fixed)
 
 
 def _table_price(name: str, usage: Usage, at: datetime) -> Price | None:

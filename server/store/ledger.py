@@ -15,7 +15,7 @@ from server.models import NANO_USD, Cost, LedgerEntry
 from server.store.budgets import lost_entry, settle
 from server.store.database import insert
 from server.store.room import Room
-from server.store.tables import SUMS, cost_totals, ledger, principal_totals, reservations
+from server.store.tables import SUMS, cost_totals, ledger, principal_totals, reservations, servers
 
 _TOKENS: Final = (
     "input_tokens",
@@ -39,15 +39,16 @@ class Ledger(Room):
         for session_id in await self._database.write(_record, entry):
             self._changed(session_id)
 
-    async def charge_lost(self, living: Iterable[str]) -> int:
-        """Charge what servers that are not among the living had reserved for requests under way; how many requests.
+    async def charge_lost(self, dead: Iterable[str]) -> int:
+        """Charge what dead servers had reserved for requests under way; how many requests.
 
-        Nobody knows how far those came, so each is charged in full and marked as estimated (row B04).
+        A server that was never entered, or was struck off, counts as dead too. Nobody knows how far the requests came,
+        so each is charged in full and marked as estimated (row B04).
 
         Raises:
             RookeryError: ``storage_unavailable``.
         """
-        charged = await self._database.write(_charge_lost, sorted(living), self._now())
+        charged = await self._database.write(_charge_lost, sorted(dead), self._now())
         for session_id in charged:
             self._changed(session_id)
         return len(charged)
@@ -92,9 +93,10 @@ def _failed() -> ColumnElement[bool]:
     return or_(ledger.c.status == 0, ledger.c.status >= 400, ledger.c.error.is_not(None))
 
 
-def _charge_lost(connection: Connection, living: list[str], at: datetime) -> list[str]:
+def _charge_lost(connection: Connection, dead: list[str], at: datetime) -> list[str]:
     charged: list[str] = []
-    query = select(reservations.c.id).where(reservations.c.owner.not_in(living))
+    gone = or_(reservations.c.owner.in_(dead), reservations.c.owner.not_in(select(servers.c.id)))
+    query = select(reservations.c.id).where(gone)
     for reservation_id in connection.execute(query).scalars().all():
         entry = lost_entry(connection, reservation_id, at)
         if entry is not None and _record(connection, entry):

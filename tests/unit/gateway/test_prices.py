@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from server.gateway.prices import FixedPrice, PriceBook
+from server.errors import ErrorCode, RookeryError
+from server.gateway.prices import FixedPrice, PriceBook, price_book
 from server.models import Usage
+from server.settings import Settings
 
 AT = datetime(2026, 11, 23, tzinfo=UTC)
 
@@ -47,6 +49,22 @@ def test_fractions_of_a_nano_dollar_are_rounded_up() -> None:
     price = book.price("house-model", Usage(input_tokens=1), AT)
     assert price is not None
     assert price.nano_usd == 1
+
+
+@pytest.mark.parametrize(
+    "price", [{"input_usd": 1}, {"input_usd": -1, "output_usd": 1}, {"input_usd": 1, "output_usd": 1, "x": 1}]
+)
+def test_a_price_of_the_operators_that_is_none_is_refused(price: dict[str, float]) -> None:
+    with pytest.raises(RookeryError) as refused:
+        price_book(Settings(prices={"house-model": price}))
+    assert refused.value.code is ErrorCode.INVALID_ARGUMENT
+
+
+def test_prices_come_from_the_settings() -> None:
+    book = price_book(Settings(prices={"house-model": {"input_usd": 1, "output_usd": 2}}))
+    price = book.price("house-model", Usage(output_tokens=1), AT)
+    assert price is not None
+    assert price.nano_usd == 2000
 
 
 def test_the_operators_price_goes_before_the_tables() -> None:
