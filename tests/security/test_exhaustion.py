@@ -58,7 +58,7 @@ except OSError as error:
             assert await shell(neighbour, "echo fine") == "fine"
     finally:
         await agent.terminate()
-    assert processes_of(sandbox) == []
+    assert processes_of(sandbox.reference) == []
 
 
 async def test_d01_threads_count_too(sandbox: BubblewrapSandbox) -> None:
@@ -222,6 +222,6 @@ while True:
         await agent.terminate()
     assert time.monotonic() - started < 8
     assert agent.returncode == -9
-    assert processes_of(sandbox) == []
+    assert processes_of(sandbox.reference) == []
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)

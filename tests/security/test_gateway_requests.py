@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket as sockets
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -441,6 +442,28 @@ async def test_x07_a_token_works_for_its_life_only() -> None:
             assert (await client.post("/v1/messages", json=request())).status_code == 200
             grant.revoke()
             assert (await client.post("/v1/messages", json=request())).status_code == 401
+        assert len(fake.seen) == 1
+
+
+async def test_x07_a_token_is_of_no_use_in_another_sandbox() -> None:
+    """Row X07: replay from elsewhere; the kernel says where a connection comes from."""
+    script = (
+        "import socket, sys\n"
+        "with socket.socket(socket.AF_UNIX) as client:\n"
+        "    client.connect(sys.argv[1])\n"
+        "    client.sendall(sys.stdin.buffer.read())\n"
+        "    print(client.recv(100).decode())\n"
+    )
+    sandbox = ["bwrap", "--dev-bind", "/", "/", "--unshare-pid", "--proc", "/proc", "--die-with-parent"]
+    async with gateway_before(replies(200, ANSWER)) as (house, fake):
+        grant = house.grant()
+        body = json.dumps(request()).encode()
+        data = message(grant.token, body, f"content-length: {len(body)}")
+        command = [*sandbox, sys.executable, "-c", script, str(house.socket)]
+        with anyio.fail_after(PATIENCE_S):
+            inside = await anyio.run_process(command, input=data)
+        assert inside.stdout.startswith(b"HTTP/1.1 200")
+        assert (await raw(house.socket, data)).startswith(b"HTTP/1.1 401")
         assert len(fake.seen) == 1
 
 

@@ -22,12 +22,13 @@ import structlog
 
 from server.sandboxes.bubblewrap.disk import CHECK_INTERVAL_S, DiskWatch
 
-_LOG = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 READ_SIZE: Final = 64 * 1024
 STDERR_KEPT: Final = 16 * 1024
 _TERM_GRACE_S: Final = 3.0
 _KILL_WAIT_S: Final = 5.0
+_MONITOR_WAIT_S: Final = 1.0
 _SHELL_SIGNAL_BASE: Final = 128
 _LAST_SIGNAL: Final = 64
 
@@ -177,19 +178,21 @@ class SandboxProcess:
                 await self._exited.wait()
         self.kill()
         with anyio.move_on_after(_KILL_WAIT_S) as scope:
+            with anyio.move_on_after(_MONITOR_WAIT_S):
+                await self._exited.wait()
+            if not self._exited.is_set():
+                self._monitor.kill()
             await self._exited.wait()
             # Readable means more than that it died: the kernel lets the first process of a namespace end last.
             await anyio.wait_readable(self._init.descriptor)
         if scope.cancelled_caught:
-            _LOG.error("sandbox_processes_survive", init=self._init.pid, seconds=_KILL_WAIT_S)
+            _log.error("sandbox_processes_survive", init=self._init.pid, seconds=_KILL_WAIT_S)
         self._close()
 
     def kill(self) -> None:
-        """Send SIGKILL to the namespace and to bubblewrap, and do not wait."""
+        """Send SIGKILL to the whole namespace, and do not wait. bubblewrap then reaps it and ends too."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(self._init.descriptor, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            self._monitor.kill()
 
     async def _until_readable(self) -> None:
         """Wait for output; meanwhile look after the disk, because the reader is who always waits."""
@@ -228,6 +231,10 @@ class SandboxProcess:
 
     def _close(self) -> None:
         self._closed = True
+        with contextlib.suppress(ChildProcessError):
+            # When bubblewrap ended first, somebody inherited the namespace's first process: we, if the server is the
+            # first process of a container.
+            os.waitid(os.P_PIDFD, self._init.descriptor, os.WEXITED | os.WNOHANG)
         self._input_closed = True
         self._loop.remove_reader(self._monitor_descriptor)
         self._loop.remove_reader(self._streams.stderr)
