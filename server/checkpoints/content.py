@@ -16,7 +16,7 @@ from server.checkpoints.descent import OPEN_FILE, unlocked
 from server.checkpoints.manifest import CHUNK, FILE, LARGE_FILE, DamagedError, Entry, decode_chunks, encode_chunks
 from server.checkpoints.objects import Batch, ObjectStore
 from server.checkpoints.records import Limits
-from server.checkpoints.work import Stop, damaged
+from server.checkpoints.work import DamagedStoreError, Stop
 from server.errors import ErrorCode, RookeryError
 
 _ZEROS: Final = bytes(CHUNK)
@@ -207,7 +207,7 @@ def _chunks(objects: ObjectStore, digest: bytes) -> tuple[int, list[tuple[int, b
     try:
         return decode_chunks(objects.read(digest))
     except DamagedError as error:
-        raise damaged(f"object {digest.hex()}: {error}") from error
+        raise DamagedStoreError(f"object {digest.hex()}: {error}") from error
 
 
 def chunks_of(objects: ObjectStore, entry: Entry) -> list[bytes]:
@@ -226,5 +226,5 @@ def _read_object(objects: ObjectStore, digest: bytes, offset: int, count: int) -
     finally:
         os.close(fd)
     if len(data) != count:
-        raise damaged(f"object {digest.hex()} is cut short")
+        raise DamagedStoreError(f"object {digest.hex()} is cut short")
     return data

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 import anyio
 
+from server.checkpoints import rewind
 from server.checkpoints.compare import compare as compare_trees
 from server.checkpoints.content import read_content
 from server.checkpoints.garbage import collect
@@ -103,6 +104,7 @@ class Checkpoints:
         tree_hash: str,
         *,
         owner: int | None = None,
+        known_as: str | None = None,
         on_present: Callable[[Snapshot], Awaitable[None]] | None = None,
     ) -> Restored:
         """Make ``tree`` exactly what it was: contents, modes, links, empty directories, nothing more.
@@ -112,6 +114,8 @@ class Checkpoints:
 
         Args:
             owner: user and group id that restored files get; None: the server's own.
+            known_as: the tree hash of the present state, if the caller knows that no process of the sandbox has run
+                since that snapshot (a hibernated session). It spares the look at every file.
             on_present: awaited with the present state before anything changes: record it as the checkpoint to undo
                 with. What it raises ends the restore.
 
@@ -119,10 +123,14 @@ class Checkpoints:
             RookeryError: as :meth:`take`.
         """
         with self._keyed.locked(key):
-            before, node = await self._run(functools.partial(self._keyed.prepare_restore, key, tree, tree_hash))
+            before, node = await self._run(
+                functools.partial(rewind.prepare, self._keyed, key, tree, tree_hash, known_as)
+            )
             if on_present is not None:
                 await on_present(before)
-            return await self._run(functools.partial(self._keyed.restore, key, tree, tree_hash, owner, before, node))
+            return await self._run(
+                lambda stop: rewind.Rewind(self._keyed, key, tree, owner, before, node, stop).run(tree_hash)
+            )
 
     async def materialise(
         self, tree_hash: str, empty_dir: Path, *, owner: int | None = None, key: str | None = None
@@ -140,7 +148,7 @@ class Checkpoints:
             RookeryError: ``invalid_argument``: the directory is not empty.
         """
 
-        return await self._run(functools.partial(self._keyed.materialise, tree_hash, empty_dir, owner, key))
+        return await self._run(functools.partial(rewind.materialise, self._keyed, tree_hash, empty_dir, owner, key))
 
     async def compare(self, before: str | None, after: str, *, limit: int = MAX_LISTED, lines: bool = False) -> Changes:
         """What differs from one tree to another; None stands for an empty one.

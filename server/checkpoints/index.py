@@ -1,8 +1,8 @@
 """What a tree looked like when it was last read, so that the next reading costs what changed.
 
-For each directory the index keeps the names in it and, for each file and link, four numbers that cannot all stay the
-same when it changes: the time of its last change of any kind (``ctime``, which no program can set), inode, size and
-mode. A directory whose names and numbers are as before, below which nothing changed, is taken over by its hash without
+For each directory the index keeps the names in it and, for each file and link, numbers that cannot all stay the same
+when it changes: the time of its last change of any kind (``ctime``, which no program can set), inode, size, mode.
+A directory whose names and numbers are as before, below which nothing changed, is taken over by its hash without
 being looked into. The time of modification is no part of this, as every program can forge it.
 
 A change within the same tick of the kernel's clock would not move ``ctime``. So a file that changed shortly before it
@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import stat
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,9 +24,6 @@ RACY_NS: Final = 50_000_000
 
 RECENT: Final = 8
 """Trees that a key keeps from being collected: those last seen under it, recorded by the session or not."""
-
-NUMBERS: Final = 4
-"""Numbers kept for each entry: ctime in nanoseconds, inode, size, mode."""
 
 _MAGIC: Final = b"rookery index 1\n"
 _HEAD: Final = struct.Struct("<QQ")
@@ -46,9 +41,9 @@ class Node:
     """Of all files below, in bytes."""
     skipped: int
     names: bytes
-    """Names of all entries in the order of reading, joined by NUL."""
-    numbers: bytes
-    """:data:`NUMBERS` for each entry; zeros but for the kind in directories."""
+    """Names of all entries in the order of reading, packed (:mod:`server.checkpoints.listing`)."""
+    rows: bytes
+    """The rows of all entries in the same order, packed."""
     children: list[Node] = field(default_factory=list)
     """Its sub-directories, in the order of ``names``."""
 
@@ -61,19 +56,6 @@ class Index:
     inode: int
     """Of the tree's root: another directory at the same place is another tree."""
     root: Node
-
-
-def pack_numbers(values: Sequence[int]) -> bytes:
-    return struct.pack(f"<{len(values)}Q", *values)
-
-
-def unpack_numbers(data: bytes) -> tuple[int, ...]:
-    return struct.unpack(f"<{len(data) // 8}Q", data)
-
-
-def directory_flags(numbers: bytes) -> list[bool]:
-    """For each entry of a node whether it is a directory."""
-    return [stat.S_ISDIR(mode) for mode in unpack_numbers(numbers)[NUMBERS - 1 :: NUMBERS]]
 
 
 def save(path: Path, index: Index) -> None:
@@ -94,12 +76,12 @@ def save(path: Path, index: Index) -> None:
                 node.size,
                 node.skipped,
                 len(node.names),
-                len(node.numbers),
+                len(node.rows),
                 len(node.children),
             )
         )
         parts.append(node.names)
-        parts.append(node.numbers)
+        parts.append(node.rows)
         waiting.extend(reversed(node.children))
     body = b"".join(parts)
     replace_file(path, hashlib.sha256(body).digest() + body)
@@ -120,10 +102,10 @@ def load(path: Path) -> Index | None:
     root: Node | None = None
     open_nodes: list[tuple[Node, int]] = []
     while position < len(data):
-        digest, mode, files, size, skipped, names_length, numbers_length, children = unpack(data, position)
+        digest, mode, files, size, skipped, names_length, rows_length, children = unpack(data, position)
         start = position + _NODE.size
         middle = start + names_length
-        position = middle + numbers_length
+        position = middle + rows_length
         node = Node(digest, mode, files, size, skipped, data[start:middle], data[middle:position])
         while open_nodes and len(open_nodes[-1][0].children) == open_nodes[-1][1]:
             open_nodes.pop()

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from server.checkpoints.work import Stop, damaged
+from server.checkpoints.work import DamagedStoreError, Stop
 from server.errors import ErrorCode, RookeryError
 
 GRACE_S: Final = 3600.0
@@ -138,7 +138,7 @@ class ObjectStore:
         try:
             return os.open(f"{name[:2]}/{name[2:]}", _READ, dir_fd=self._fd)
         except FileNotFoundError as error:
-            raise damaged(f"object {name} is missing") from error
+            raise DamagedStoreError(f"object {name} is missing") from error
 
     def exists(self, digest: bytes) -> bool:
         name = digest.hex()
@@ -160,7 +160,7 @@ class ObjectStore:
         finally:
             os.close(fd)
         if digest_of(data) != digest:
-            raise damaged(f"object {digest.hex()} does not match its hash")
+            raise DamagedStoreError(f"object {digest.hex()} does not match its hash")
         return data
 
     def copy(self, digest: bytes, size: int, target: int, offset: int = 0) -> None:
@@ -181,7 +181,7 @@ class ObjectStore:
             while done < size:
                 done += (step := _copy_range(source, target, size - done, done, offset + done))
                 if not step:
-                    raise damaged(f"object {digest.hex()} is cut short")
+                    raise DamagedStoreError(f"object {digest.hex()} is cut short")
         finally:
             os.close(source)
 

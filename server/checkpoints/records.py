@@ -137,6 +137,8 @@ class Restored:
     """What a restore did."""
 
     tree_hash: str
+    exact: bool
+    """Whether what is there now is the tree that was asked for, read back; False if something was kept or missing."""
     before: Snapshot
     """The tree as it was before: restoring it undoes the restore."""
     written: int

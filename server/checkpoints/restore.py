@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -23,6 +23,7 @@ from server.checkpoints.descent import OWNER_ALL, Descent, unlocked
 from server.checkpoints.manifest import DIRECTORY, FILE, LARGE_FILE, SKIPPED, Entry, reason_of
 from server.checkpoints.records import Skipped
 from server.checkpoints.removal import remove_known
+from server.checkpoints.scan import Touched
 from server.checkpoints.trees import Trees, skipped_of, text_of
 from server.checkpoints.work import Stop, TreeMovedError
 from server.checkpoints.writer import Writer
@@ -69,6 +70,18 @@ class Outcome:
     separated: int = 0
     kept: list[Skipped] = field(default_factory=list)
     missing: list[Skipped] = field(default_factory=list)
+
+
+def touched_by(steps: Iterable[Step]) -> Touched:
+    """The directories that steps work in."""
+    root = Touched()
+    inside = [root]
+    for step in steps:
+        if step.action is Action.ENTER:
+            inside.append(inside[-1].setdefault(step.name, Touched()))
+        elif step.action is Action.LEAVE:
+            inside.pop()
+    return root
 
 
 def plan(trees: Trees, present: bytes, wanted: bytes, stop: Stop) -> list[Step]:

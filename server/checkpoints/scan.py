@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import stat
 import time
@@ -13,7 +12,18 @@ from typing import Final
 from server.checkpoints import index as tree_index
 from server.checkpoints.content import Budget, TooLargeError, store_file
 from server.checkpoints.descent import Descent
-from server.checkpoints.index import NUMBERS, Index, Node, directory_flags, pack_numbers, unpack_numbers
+from server.checkpoints.index import Index, Node
+from server.checkpoints.listing import (
+    DIRECTORY_ROW,
+    UNKNOWN_ROW,
+    Row,
+    pack_names,
+    pack_rows,
+    read_listing,
+    row_of,
+    unpack_names,
+    unpack_rows,
+)
 from server.checkpoints.manifest import DIRECTORY, SKIPPED, SYMLINK, Directory, Entry, encode_directory
 from server.checkpoints.objects import Batch
 from server.checkpoints.records import Limits, SkipReason
@@ -28,11 +38,13 @@ written by the host they would hand the owner's rights to whoever can reach the 
 DIRECTORY_MODE_BITS: Final = 0o3777
 """Of directories the set-group-id bit is kept: there it only says which group new files get."""
 
-_IFMT: Final = 0o170000
-_IFDIR: Final = stat.S_IFDIR
 _GONE: Final = frozenset({errno.ENOENT, errno.ESTALE})
 _REPLACED: Final = frozenset({errno.ELOOP, errno.EINVAL, errno.ENOTDIR, errno.ENXIO, errno.EISDIR})
-_NUMBER_MASK: Final = (1 << 64) - 1
+_FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM})
+
+
+class Touched(dict[bytes, "Touched"]):
+    """Directories that may differ from the index, by name; those not named are taken as they were."""
 
 
 @dataclass(slots=True)
@@ -42,10 +54,12 @@ class _Frame:
     name: str
     mode: int
     old: Node | None
+    touched: Touched | None
+    """What to look at below; None: everything."""
     names: list[str] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     same: bool = False
-    """Whether names and numbers are those of ``old``."""
+    """Whether names and rows are those of ``old``."""
     entries: list[Entry] = field(default_factory=list)
     """Of a directory that is not the same: all but its sub-directories."""
     directories: list[tuple[str, int, Node | None]] = field(default_factory=list)
@@ -60,15 +74,26 @@ class Scan:
         trees: where its directories are kept.
         batch: takes the new objects; the caller flushes it.
         old: the index of the last reading of the same tree, or None.
+        touched: with it, only these directories are read, and all that ``old`` does not know.
     """
 
-    def __init__(self, trees: Trees, batch: Batch, limits: Limits, old: Index | None, stop: Stop) -> None:
+    def __init__(
+        self,
+        trees: Trees,
+        batch: Batch,
+        limits: Limits,
+        old: Index | None,
+        stop: Stop,
+        *,
+        touched: Touched | None = None,
+    ) -> None:
         self._trees = trees
         self._batch = batch
         self._limits = limits
         self._stop = stop
         self._budget = Budget(limits.max_new_bytes)
         self._old = old
+        self._touched = touched
         self._device = 0
         self._entries = 0
 
@@ -89,7 +114,7 @@ class Scan:
         known = old.root if old is not None and (old.device, old.inode) == (found.st_dev, found.st_ino) else None
         descent = Descent(root)
         try:
-            node = self._read(descent, _Frame("", found.st_mode & DIRECTORY_MODE_BITS, known))
+            node = self._read(descent, _Frame("", found.st_mode & DIRECTORY_MODE_BITS, known, self._touched))
         finally:
             descent.close()
         return node, found.st_dev, found.st_ino
@@ -100,7 +125,14 @@ class Scan:
         while True:
             frame = frames[-1]
             if frame.directories:
-                child = _Frame(*frame.directories.pop())
+                name, mode, old = frame.directories.pop()
+                touched = None
+                if frame.touched is not None:
+                    touched = frame.touched.get(os.fsencode(name))
+                    if touched is None and old is not None and old.mode == mode:
+                        frame.children.append((name, old))
+                        continue
+                child = _Frame(name, mode, old, touched)
                 if self._enter(descent, frame, child):
                     frames.append(child)
                 continue
@@ -112,59 +144,32 @@ class Scan:
             frames[-1].children.append((frame.name, node))
 
     def _enter(self, descent: Descent, parent: _Frame, child: _Frame) -> bool:
-        if descent.depth >= self._limits.max_depth:
-            raise RookeryError(
-                ErrorCode.INVALID_ARGUMENT,
-                f"The workspace has more than {self._limits.max_depth:,} directories inside each other: "
-                "remove some, then try again.",
-            )
+        """Go into a directory and read what is in it; False when that cannot be done."""
         self._stop.check()
         try:
             fd = descent.enter(child.name, child.mode)
         except OSError as error:
             if error.errno in _GONE:
                 self._drop(parent, child.name)
-                return False
-            if error.errno in _REPLACED:
+            elif error.errno in _REPLACED:
                 self._skip_directory(parent, child.name, SkipReason.BUSY)
-                return False
-            if error.errno in (errno.EACCES, errno.EPERM):
+            elif error.errno in _FORBIDDEN:
                 self._skip_directory(parent, child.name, SkipReason.UNREADABLE)
-                return False
-            raise
+            else:
+                raise
+            return False
+        if descent.depth > self._limits.max_depth:
+            raise RookeryError(
+                ErrorCode.INVALID_ARGUMENT,
+                f"The workspace has more than {self._limits.max_depth:,} directories inside each other: "
+                "remove some, then try again.",
+            )
         self._list(fd, child)
         return True
 
     def _list(self, fd: int, frame: _Frame) -> None:
         """Read the names of a directory, and all that is new or changed in it."""
-        names: list[str] = []
-        numbers: list[int] = []
-        add_name = names.append
-        add_numbers = numbers.extend
-        directories: list[tuple[str, int]] = []
-        foreign: list[str] = []
-        left = self._limits.max_entries - self._entries
-        with os.scandir(fd) as found:
-            for item in itertools.islice(found, left + 1):
-                try:
-                    state = item.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                except PermissionError:
-                    add_name(item.name)
-                    add_numbers((0, 0, 0, 0))
-                    continue
-                mode = state.st_mode
-                name = item.name
-                add_name(name)
-                if mode & _IFMT == _IFDIR:
-                    add_numbers((0, 0, 0, _IFDIR))
-                    if state.st_dev == self._device:
-                        directories.append((name, mode & DIRECTORY_MODE_BITS))
-                    else:
-                        foreign.append(name)
-                else:
-                    add_numbers((state.st_ctime_ns & _NUMBER_MASK, state.st_ino, state.st_size, mode))
+        names, rows, directories = read_listing(fd, self._limits.max_entries - self._entries)
         self._entries += len(names)
         if self._entries > self._limits.max_entries:
             raise RookeryError(
@@ -172,38 +177,32 @@ class Scan:
                 f"The workspace holds more than {self._limits.max_entries:,} files: remove some, then try again.",
             )
         frame.names = names
-        frame.numbers = numbers
+        frame.rows = rows
         old = frame.old
-        frame.same = (
-            old is not None
-            and not foreign
-            and len(directories) == len(old.children)
-            and old.names == os.fsencode("\0".join(names))
-            and old.numbers == pack_numbers(numbers)
-        )
-        if frame.same and old is not None:
-            for (name, mode), node in zip(reversed(directories), reversed(old.children), strict=True):
-                frame.directories.append((name, mode, node))
+        foreign = [name for name, _, device in directories if device != self._device]
+        if old is not None and not foreign and old.rows == pack_rows(rows) and old.names == pack_names(names):
+            frame.same = True
+            for (name, mode, _), node in zip(reversed(directories), reversed(old.children), strict=True):
+                frame.directories.append((name, mode & DIRECTORY_MODE_BITS, node))
             return
         known = _children_of(old) if old is not None else {}
-        frame.directories = [(name, mode, known.get(name)) for name, mode in reversed(directories)]
+        for name, mode, device in reversed(directories):
+            if device == self._device:
+                frame.directories.append((name, mode & DIRECTORY_MODE_BITS, known.get(os.fsencode(name))))
         self._record(fd, frame)
         for name in foreign:
             self._skip_directory(frame, name, SkipReason.OTHER_FILESYSTEM)
 
     def _record(self, fd: int, frame: _Frame) -> None:
         """Fill ``frame.entries``: what is unchanged from the stored directory, the rest from the files."""
-        old_numbers, old_entries = self._remembered(frame.old)
-        numbers = frame.numbers
+        old_rows, old_entries = self._remembered(frame.old)
         gone: list[str] = []
-        for position, name in enumerate(frame.names):
-            at = position * NUMBERS
-            mode = numbers[at + 3]
-            if mode & _IFMT == _IFDIR:
+        for at, name in enumerate(frame.names):
+            row = frame.rows[at]
+            if row == DIRECTORY_ROW:
                 continue
             raw = os.fsencode(name)
-            key = tuple(numbers[at : at + NUMBERS])
-            if old_numbers.get(raw) == key and (entry := old_entries.get(raw)) is not None:
+            if old_rows.get(raw) == row and (entry := old_entries.get(raw)) is not None:
                 frame.entries.append(entry)
                 continue
             self._stop.check()
@@ -211,20 +210,18 @@ class Scan:
             if recorded is None:
                 gone.append(name)
                 continue
-            entry, numbers[at : at + NUMBERS] = recorded
+            entry, frame.rows[at] = recorded
             frame.entries.append(entry)
         for name in gone:
             self._drop(frame, name)
 
-    def _remembered(self, old: Node | None) -> tuple[dict[bytes, tuple[int, ...]], dict[bytes, Entry]]:
+    def _remembered(self, old: Node | None) -> tuple[dict[bytes, Row], dict[bytes, Entry]]:
         if old is None:
             return {}, {}
-        values = unpack_numbers(old.numbers)
-        names = old.names.split(b"\0") if old.names else []
-        keys = {name: values[i * NUMBERS : (i + 1) * NUMBERS] for i, name in enumerate(names)}
-        return keys, {entry.name: entry for entry in self._trees.read(old.digest).entries}
+        rows = dict(zip(unpack_names(old.names), unpack_rows(old.rows), strict=True))
+        return rows, {entry.name: entry for entry in self._trees.read(old.digest).entries}
 
-    def _record_one(self, fd: int, name: str, raw: bytes) -> tuple[Entry, tuple[int, int, int, int]] | None:
+    def _record_one(self, fd: int, name: str, raw: bytes) -> tuple[Entry, Row] | None:
         """Read one entry that is no directory; None when it is gone."""
         state: os.stat_result | None = None
         for _ in range(3):
@@ -234,7 +231,7 @@ class Scan:
             except OSError as error:
                 if error.errno in _GONE:
                     return None
-                if error.errno in (errno.EACCES, errno.EPERM):
+                if error.errno in _FORBIDDEN:
                     return _skipped(raw, SkipReason.UNREADABLE, state)
                 if error.errno == errno.EWOULDBLOCK:
                     return _skipped(raw, SkipReason.BUSY, state)
@@ -245,9 +242,7 @@ class Scan:
                 return recorded
         return _skipped(raw, SkipReason.BUSY, state)
 
-    def _read_entry(
-        self, fd: int, name: str, raw: bytes, state: os.stat_result
-    ) -> tuple[Entry, tuple[int, int, int, int]] | None:
+    def _read_entry(self, fd: int, name: str, raw: bytes, state: os.stat_result) -> tuple[Entry, Row] | None:
         """Read one entry of the kind that ``state`` says; None when it turns out to be of another."""
         mode = state.st_mode
         if stat.S_ISREG(mode):
@@ -259,11 +254,11 @@ class Scan:
                 return None
             kind, digest, size, after, steady = stored
             entry = Entry(kind, raw, after.st_mode & FILE_MODE_BITS, after.st_mtime_ns, size, 1, 0, digest)
-            return entry, _numbers_of(after, steady)
+            return entry, _row_of(after, steady)
         if stat.S_ISLNK(mode):
             target = os.fsencode(os.readlink(name, dir_fd=fd))
             entry = Entry(SYMLINK, raw, 0o777, 0, len(target), 1, 0, target)
-            return entry, _numbers_of(state, True)
+            return entry, _row_of(state, True)
         if stat.S_ISFIFO(mode):
             return _skipped(raw, SkipReason.FIFO, state)
         if stat.S_ISSOCK(mode):
@@ -297,23 +292,22 @@ class Scan:
             sum(entry.files for entry in entries),
             sum(entry.size for entry in entries if entry.kind != SKIPPED),
             sum(entry.skipped for entry in entries),
-            os.fsencode("\0".join(frame.names)),
-            pack_numbers(frame.numbers),
+            pack_names(frame.names),
+            pack_rows(frame.rows),
             children,
         )
 
     def _drop(self, frame: _Frame, name: str) -> None:
         """Forget an entry that is gone."""
         self._differs(frame)
-        position = frame.names.index(name)
-        del frame.names[position]
-        del frame.numbers[position * NUMBERS : (position + 1) * NUMBERS]
+        at = frame.names.index(name)
+        del frame.names[at]
+        del frame.rows[at]
 
     def _skip_directory(self, frame: _Frame, name: str, reason: SkipReason) -> None:
         """Record a directory that is not read. It counts as changed the next time, so it is tried again."""
         self._differs(frame)
-        position = frame.names.index(name)
-        frame.numbers[position * NUMBERS : (position + 1) * NUMBERS] = (0, 0, 0, 0)
+        frame.rows[frame.names.index(name)] = UNKNOWN_ROW
         frame.entries.append(_skipped(os.fsencode(name), reason, None)[0])
 
     def _differs(self, frame: _Frame) -> None:
@@ -324,24 +318,22 @@ class Scan:
             frame.entries = [entry for entry in stored if entry.kind != DIRECTORY]
 
 
-def _children_of(node: Node) -> dict[str, Node]:
-    names = os.fsdecode(node.names).split("\0")
-    flags = directory_flags(node.numbers)
-    directories = [name for name, is_directory in zip(names, flags, strict=False) if is_directory]
-    return dict(zip(directories, node.children, strict=True))
+def _children_of(node: Node) -> dict[bytes, Node]:
+    pairs = zip(unpack_names(node.names), unpack_rows(node.rows), strict=True)
+    return dict(zip([name for name, row in pairs if row == DIRECTORY_ROW], node.children, strict=True))
 
 
-def _numbers_of(state: os.stat_result, steady: bool) -> tuple[int, int, int, int]:
-    """The four numbers, with a ``ctime`` of 0 where a later change might not show in it."""
-    racy = not steady or state.st_ctime_ns >= time.time_ns() - tree_index.RACY_NS
-    ctime = 0 if racy else state.st_ctime_ns & _NUMBER_MASK
-    return ctime, state.st_ino, state.st_size, state.st_mode
+def _row_of(state: os.stat_result, steady: bool) -> Row:
+    """The numbers of a file, with a ``ctime`` of 0 where a later change might not show in it."""
+    row = row_of(state)
+    racy = not steady or row[0] >= time.time_ns() - tree_index.RACY_NS
+    return (0, *row[1:]) if racy else row
 
 
-def _skipped(raw: bytes, reason: SkipReason, state: os.stat_result | None) -> tuple[Entry, tuple[int, int, int, int]]:
+def _skipped(raw: bytes, reason: SkipReason, state: os.stat_result | None) -> tuple[Entry, Row]:
     size = state.st_size if state is not None and reason.holds_content else 0
     entry = Entry(SKIPPED, raw, 0, 0, size, 0, 1, reason.value.encode())
     if state is None or reason in (SkipReason.UNREADABLE, SkipReason.BUSY):
         # Looked at again the next time: the reason may be gone without a change of the file.
-        return entry, (0, 0, 0, 0)
-    return entry, _numbers_of(state, True)
+        return entry, UNKNOWN_ROW
+    return entry, _row_of(state, True)

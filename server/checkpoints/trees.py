@@ -21,7 +21,7 @@ from server.checkpoints.manifest import (
 )
 from server.checkpoints.objects import ObjectStore
 from server.checkpoints.records import Item, Kind, Skipped
-from server.checkpoints.work import Stop, damaged
+from server.checkpoints.work import DamagedStoreError, Stop
 from server.errors import ErrorCode, RookeryError
 
 _REMEMBERED_ENTRIES: Final = 50_000
@@ -56,7 +56,7 @@ class Trees:
         try:
             directory = decode_directory(self.objects.read(digest))
         except DamagedError as error:
-            raise damaged(f"object {digest.hex()}: {error}") from error
+            raise DamagedStoreError(f"object {digest.hex()}: {error}") from error
         self.remember(digest, directory)
         return directory
 

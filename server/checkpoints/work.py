@@ -50,14 +50,16 @@ def storage_error(error: OSError) -> RookeryError:
     return RookeryError(ErrorCode.STORAGE_UNAVAILABLE, message, detail=repr(error))
 
 
-def damaged(detail: str) -> RookeryError:
-    """A checkpoint's stored content is missing or not what was written."""
-    return RookeryError(
-        ErrorCode.STORAGE_UNAVAILABLE,
-        "A part of this checkpoint is missing or damaged in the store: use another checkpoint.",
-        detail=detail,
-        retryable=False,
-    )
+class DamagedStoreError(RookeryError):
+    """A checkpoint's stored content is missing or not what was written: ``storage_unavailable``, for good."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            ErrorCode.STORAGE_UNAVAILABLE,
+            "A part of this checkpoint is missing or damaged in the store: use another checkpoint.",
+            detail=detail,
+            retryable=False,
+        )
 
 
 async def run_blocking(function: Callable[[Stop], T], limiter: anyio.CapacityLimiter) -> T:

@@ -15,7 +15,8 @@ from typing import Final
 
 from server.checkpoints.content import write_content
 from server.checkpoints.descent import Descent
-from server.checkpoints.index import RACY_NS, Node, pack_numbers
+from server.checkpoints.index import RACY_NS, Node
+from server.checkpoints.listing import DIRECTORY_ROW, Row, pack_rows, row_of
 from server.checkpoints.manifest import DIRECTORY, SKIPPED, SYMLINK, Directory, Entry
 from server.checkpoints.trees import Trees
 from server.checkpoints.work import Stop
@@ -117,16 +118,13 @@ class Writer:
         for entry in frame.directory.entries:
             kind = entry.kind
             if kind == DIRECTORY:
-                frame.numbers.append(_DIRECTORY_NUMBERS)
+                frame.rows.append(DIRECTORY_ROW)
                 continue
             check()
             if kind == SKIPPED:
                 continue
             state = (self.link if kind == SYMLINK else self.file)(parent, entry.name, entry)
-            frame.numbers.append((state.st_ctime_ns, state.st_ino, state.st_size, state.st_mode))
-
-
-_DIRECTORY_NUMBERS: Final = (0, 0, 0, 0o040000)
+            frame.rows.append(row_of(state))
 
 
 class _Frame:
@@ -137,15 +135,13 @@ class _Frame:
         self.digest = digest
         self.directory = directory
         self.directories: Iterator[Entry] = iter([e for e in directory.entries if e.kind == DIRECTORY])
-        self.numbers: list[tuple[int, int, int, int]] = []
+        self.rows: list[Row] = []
         self.children: list[Node] = []
 
     def node(self) -> Node:
         entries = self.directory.entries
         racy = time.time_ns() - RACY_NS
-        numbers: list[int] = []
-        for values in self.numbers:
-            numbers.extend(values if values[0] < racy else (0, *values[1:]))
+        rows = [row if row[0] < racy else (0, *row[1:]) for row in self.rows]
         return Node(
             self.digest,
             self.directory.mode,
@@ -153,6 +149,6 @@ class _Frame:
             sum(entry.size for entry in entries if entry.kind != SKIPPED),
             sum(entry.skipped for entry in entries),
             b"\0".join(entry.name for entry in entries if entry.kind != SKIPPED),
-            pack_numbers(numbers),
+            pack_rows(rows),
             self.children,
         )

@@ -1,0 +1,176 @@
+"""Restores and forks as a whole: the steps around writing, and what is left behind when one of them fails.
+
+The order of a restore: snapshot the present (unless it is known) · hand it to the caller, who records it · write the
+journal · stage · apply · read back what was touched · remove the staging directory and the journal. A crash anywhere
+after the journal leaves it in place, and the same restore can be run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+import structlog
+
+from server.checkpoints.descent import OPEN_DIRECTORY, Descent
+from server.checkpoints.index import Index, Node
+from server.checkpoints.keyed import ATTEMPTS, KeyedTrees, open_tree
+from server.checkpoints.records import Restored, Snapshot
+from server.checkpoints.removal import clear_directory, remove_directory
+from server.checkpoints.restore import Outcome, Restore, plan, touched_by
+from server.checkpoints.work import Stop, TreeMovedError
+from server.checkpoints.writer import Writer
+from server.errors import ErrorCode, RookeryError
+
+_log = structlog.get_logger(__name__)
+
+
+def prepare(
+    keyed: KeyedTrees, key: str, tree: Path, tree_hash: str, known_as: str | None, stop: Stop
+) -> tuple[Snapshot, Node]:
+    """Snapshot the present before a restore, once what a crashed one left behind is gone. The key is held.
+
+    Args:
+        known_as: the tree hash of the present state, where the caller vouches for it.
+    """
+    keyed.trees.root(tree_hash)
+    journal = keyed.journal(key)
+    if journal is not None:
+        for place in (tree.parent, tree):
+            remove_directory(place / journal["staging"])
+    elif known_as is not None:
+        index = keyed.index(key)
+        found = tree.lstat()
+        if index is not None and (index.device, index.inode) == (found.st_dev, found.st_ino):
+            node = index.root
+            if node.digest.hex() == known_as:
+                keyed.saw(key, node.digest)
+                return keyed.snapshot(node, 0, stop), node
+    return keyed.take(key, tree, stop)
+
+
+class Rewind:
+    """One restore of one tree. The key is held by the caller.
+
+    Args:
+        before: the present state, as recorded for undoing.
+        node: the same, as the index has it.
+    """
+
+    def __init__(
+        self, keyed: KeyedTrees, key: str, tree: Path, owner: int | None, before: Snapshot, node: Node, stop: Stop
+    ) -> None:
+        self._keyed = keyed
+        self._trees = keyed.trees
+        self._key = key
+        self._tree = tree
+        self._owner = owner
+        self._before = before
+        self._node = node
+        self._stop = stop
+
+    def run(self, tree_hash: str) -> Restored:
+        """Make the tree what it was.
+
+        Raises:
+            TreeMovedError: it does not come to rest.
+            OSError: the disk. The tree is as it was, or the journal is in place.
+        """
+        wanted = self._trees.root(tree_hash)
+        outcome = Outcome()
+        exact = False
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                _, self._node = self._keyed.take(self._key, self._tree, self._stop)
+            try:
+                exact = self._once(wanted, outcome)
+                break
+            except TreeMovedError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                outcome.kept.clear()
+                outcome.missing.clear()
+        return Restored(
+            tree_hash=tree_hash,
+            exact=exact,
+            before=self._before,
+            written=outcome.written,
+            removed=outcome.removed,
+            kept=tuple(outcome.kept),
+            missing=tuple(outcome.missing),
+            separated=outcome.separated,
+        )
+
+    def _once(self, wanted: bytes, outcome: Outcome) -> bool:
+        steps = plan(self._trees, self._node.digest, wanted, self._stop)
+        mode = self._trees.read(wanted).mode
+        new_mode = None if mode == self._node.mode else mode
+        if not steps and new_mode is None:
+            self._keyed.end(self._key)
+            return True
+        staging = _staging_place(self._tree) / f".rookery-restore-{secrets.token_hex(8)}"
+        self._keyed.begin(self._key, wanted.hex(), self._before.tree_hash, staging.name)
+        consistent = True
+        try:
+            staging.mkdir(mode=0o700)
+            fd = os.open(staging, OPEN_DIRECTORY)
+            try:
+                with self._keyed.objects.shared(self._stop):
+                    run = Restore(self._trees, steps, fd, self._owner, outcome, self._stop)
+                    run.stage()
+                    consistent = False
+                    run.apply(open_tree(self._tree), new_mode)
+            finally:
+                os.close(fd)
+            # Reading back what was touched proves it, and spares the next snapshot from doing so.
+            _, node = self._keyed.take(self._key, self._tree, self._stop, touched_by(steps))
+            consistent = True
+        finally:
+            try:
+                remove_directory(staging)
+            except (OSError, TreeMovedError) as error:
+                _log.warning("restore_staging_left", detail=repr(error))
+            if consistent:
+                self._keyed.end(self._key)
+        return node.digest == wanted
+
+
+def materialise(
+    keyed: KeyedTrees, tree_hash: str, empty_dir: Path, owner: int | None, key: str | None, stop: Stop
+) -> int:
+    """Write a tree into an empty directory; on failure the directory is empty again."""
+    root = keyed.trees.root(tree_hash)
+    with contextlib.nullcontext() if key is None else keyed.locked(key), keyed.objects.shared(stop):
+        fd = open_tree(empty_dir)
+        try:
+            if os.listdir(fd):  # noqa: PTH208 - of a descriptor, which pathlib cannot
+                raise RookeryError(ErrorCode.INVALID_ARGUMENT, "The directory to write files into is not empty.")
+            writer = Writer(keyed.trees, owner, stop)
+            node = _fill(writer, fd, root)
+            if key is not None:
+                found = os.fstat(fd)
+                keyed.saw(key, root)
+                keyed.save_index(key, Index(found.st_dev, found.st_ino, node))
+        finally:
+            os.close(fd)
+    return writer.written
+
+
+def _fill(writer: Writer, fd: int, root: bytes) -> Node:
+    descent = Descent(os.dup(fd))
+    try:
+        return writer.tree(descent, root)
+    except BaseException:
+        descent.close()
+        clear_directory(os.dup(fd))
+        raise
+    finally:
+        descent.close()
+
+
+def _staging_place(tree: Path) -> Path:
+    """Where to stage: beside the tree, out of the agent's reach; inside only if it is a file system of its own."""
+    beside = tree.parent
+    return beside if beside.stat().st_dev == tree.lstat().st_dev and os.access(beside, os.W_OK) else tree
