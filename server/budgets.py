@@ -96,7 +96,15 @@ class Shortage(Record):
     scope: Scope
     unit: str = Field(description="usd, tokens, or price: the model's price is unknown and the cap is in dollars")
     cap: int
-    remaining: int
+    remaining: int = Field(description="neither spent nor reserved")
+    reserved: int = Field(default=0, description="reserved by requests under way: some of it will come back")
+
+    def may_pass(self, claim: Claim) -> bool:
+        """Whether the claim could be granted if requests under way turned out to cost nothing: waiting may help."""
+        most = self.remaining + self.reserved
+        if self.unit == "usd":
+            return self.reserved > 0 and claim.affordable(most) >= claim.least_output_tokens
+        return self.unit == "tokens" and most >= claim.input_tokens + claim.least_output_tokens and self.reserved > 0
 
     def describe(self) -> str:
         """What is short, in words for the agent and its caller."""
@@ -170,12 +178,16 @@ def fit(claim: Claim, standings: list[Standing]) -> int | Shortage:
                 return Shortage(scope=standing.scope, unit="price", cap=standing.cap.nano_usd, remaining=dollars)
             affordable = claim.affordable(dollars)
             if affordable < claim.least_output_tokens:
-                return Shortage(scope=standing.scope, unit="usd", cap=standing.cap.nano_usd, remaining=dollars)
+                reserved = standing.reserved_nano_usd
+                short = {"cap": standing.cap.nano_usd, "remaining": dollars, "reserved": reserved}
+                return Shortage(scope=standing.scope, unit="usd", **short)
             granted = min(granted, affordable)
         if tokens is not None and standing.cap.tokens is not None:
             affordable = tokens - claim.input_tokens
             if affordable < claim.least_output_tokens:
-                return Shortage(scope=standing.scope, unit="tokens", cap=standing.cap.tokens, remaining=tokens)
+                reserved = standing.reserved_tokens
+                short = {"cap": standing.cap.tokens, "remaining": tokens, "reserved": reserved}
+                return Shortage(scope=standing.scope, unit="tokens", **short)
             granted = min(granted, affordable)
     return granted
 

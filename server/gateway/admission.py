@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 import structlog
 
-from server.budgets import BudgetBook, Caps, Claim, Shortage
+from server.budgets import BudgetBook, Caps, Claim, Reservation, Shortage
 from server.errors import RookeryError
 from server.gateway.fitting import LEAST_VISIBLE, with_output
 from server.gateway.refusals import Cause, Refusal
@@ -25,15 +25,22 @@ if TYPE_CHECKING:
 
 MILLION: Final = 1_000_000
 
+PATIENCE_S: Final = 120.0
+"""How long a request waits for others to be settled. The CLI itself waits ten minutes for an answer to begin."""
+
+LOOK_AGAIN_S: Final = 1.0
+
 SEARCHES: Final = 10
 """Web searches to reserve for, where a request allows them and names no bound of its own."""
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
 class Admission:
     """Admits requests as far as the budgets allow.
+
+    What running requests have reserved is mostly more than they will cost. A request that is short only for that
+    reason waits for them to be settled, rather than end its turn over money that is still there.
 
     Args:
         budgets: where budgets are kept.
@@ -42,10 +49,17 @@ class Admission:
         owner: id of this server process, by which what it reserved is found again after its death.
     """
 
-    budgets: BudgetBook
-    prices: PriceBook
-    caps: Caps
-    owner: str
+    def __init__(self, budgets: BudgetBook, prices: PriceBook, caps: Caps, owner: str) -> None:
+        self._budgets = budgets
+        self._prices = prices
+        self._caps = caps
+        self._owner = owner
+        self._settled = anyio.Event()
+
+    def settled(self) -> None:
+        """Some request was settled: who waits may look again."""
+        self._settled.set()
+        self._settled = anyio.Event()
 
     async def admit(self, request_id: str, binding: Binding, turn: int, outbound: Outbound, at: datetime) -> Outbound:
         """Reserve for a request; the request, with less output where the budgets do not pay for all of it.
@@ -54,12 +68,7 @@ class Admission:
             Refusal: they do not pay for a useful part, or cannot be asked.
         """
         claim = self.claim(request_id, binding, turn, outbound, at)
-        try:
-            answer = await self.budgets.reserve(claim)
-        except RookeryError as error:
-            _log.warning("budget_not_reached", session_id=binding.session_id, error=str(error), detail=error.detail)
-            message = "The budgets cannot be read, so no request is made."
-            raise Refusal(503, "api_error", message, cause=Cause.LEDGER) from error
+        answer = await self._reserve(claim)
         if isinstance(answer, Shortage):
             cause = Cause.PRICE if answer.unit == "price" else Cause.BUDGET
             raise Refusal(402, "billing_error", answer.describe(), cause=cause)
@@ -69,16 +78,32 @@ class Admission:
         body = with_output(outbound.body, answer.output_tokens)
         return dataclasses.replace(outbound, body=body, content=write_json(body))
 
+    async def _reserve(self, claim: Claim) -> Reservation | Shortage:
+        deadline = anyio.current_time() + PATIENCE_S
+        try:
+            while True:
+                settled = self._settled
+                answer = await self._budgets.reserve(claim)
+                if isinstance(answer, Reservation) or not answer.may_pass(claim) or anyio.current_time() >= deadline:
+                    return answer
+                # Other server processes settle unheard: look again from time to time.
+                with anyio.move_on_after(LOOK_AGAIN_S):
+                    await settled.wait()
+        except RookeryError as error:
+            _log.warning("budget_not_reached", session_id=claim.session_id, error=str(error), detail=error.detail)
+            message = "The budgets cannot be read, so no request is made."
+            raise Refusal(503, "api_error", message, cause=Cause.LEDGER) from error
+
     def claim(self, request_id: str, binding: Binding, turn: int, outbound: Outbound, at: datetime) -> Claim:
         """What a request asks of the budgets: its input on the high side, and all the output it may make."""
         model = outbound.model or ""
         tokens = estimate_input_tokens(outbound.body, len(outbound.content))
         usage = _dearest(outbound, tokens)
-        cost = self.prices.price(model, usage, at)
-        more = self.prices.price(model, usage + Usage(output_tokens=MILLION), at)
+        cost = self._prices.price(model, usage, at)
+        more = self._prices.price(model, usage + Usage(output_tokens=MILLION), at)
         return Claim(
             id=request_id,
-            owner=self.owner,
+            owner=self._owner,
             session_id=binding.session_id,
             root_id=binding.root_id,
             principal=binding.principal,
@@ -90,7 +115,7 @@ class Admission:
             least_output_tokens=min(LEAST_VISIBLE, outbound.max_tokens),
             input_nano_usd=0 if cost is None else cost.nano_usd,
             output_nano_usd=None if cost is None or more is None else more.nano_usd - cost.nano_usd,
-            caps=self.caps,
+            caps=self._caps,
         )
 
 

@@ -91,6 +91,8 @@ class Exchange:
             _log.debug("client_left_early", session_id=self._binding.session_id)
         finally:
             await self._account.settle()
+            if self._means.admission is not None:
+                self._means.admission.settled()
 
     async def _admit(self, receive: Receive) -> Outbound:
         """Read, check and rebuild the request."""

@@ -145,6 +145,10 @@ class Gateway:
         grant.requests += metered
         if grant.binding is None:
             raise forbidden("This token waits for its session: no request is taken before the first prompt.")
+        client: tuple[str, int] | None = scope.get("client")
+        if not grant.is_from_its_sandbox(None if client is None else client[0]):
+            _log.warning("token_from_another_sandbox", session_id=grant.binding.session_id, grant_id=grant.id)
+            raise unauthorised()
         assert self._means is not None
         account = Account(self._books, grant, grant.binding, metered=metered)
         exchange = Exchange(self._means, account, grant, grant.binding, inbound, reply)

@@ -79,6 +79,8 @@ class Grant:
     held_bytes: int = 0
     """Bytes of request bodies held in memory now."""
     binding: Binding | None = None
+    peer: str | None = None
+    """The pid namespace of its first request: that of its sandbox. Requests from another are refused (row X07)."""
     revoked: bool = False
     unrecorded: list[LedgerEntry] = field(default_factory=list, repr=False)
     """Entries that the ledger did not take: no further request passes until it took them."""
@@ -95,6 +97,12 @@ class Grant:
         if self.binding not in (None, binding):
             raise ValueError("the grant is bound to another session")
         self.binding = binding
+
+    def is_from_its_sandbox(self, peer: str | None) -> bool:
+        """Whether a request comes from where the first one came from; True where the kernel could not tell."""
+        if self.peer is None:
+            self.peer = peer
+        return peer is None or peer == self.peer
 
     def revoke(self) -> None:
         """Make the token useless and cut what runs. What came until then is still metered. Idempotent."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket as sockets
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -152,6 +153,7 @@ def _protocol() -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
             super().connection_made(transport)
+            self.client = _peer(transport)
             self._head_deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -165,6 +167,22 @@ def _protocol() -> type[asyncio.Protocol]:
                 self.transport.close()
 
     return Protocol
+
+
+def _peer(transport: asyncio.BaseTransport) -> tuple[str, int] | None:
+    """Who is at the other end of a Unix socket: its pid namespace, which every sandbox has one of, and its pid.
+
+    The kernel says it, so nobody can claim to be another. None where it cannot be told.
+    """
+    connection = transport.get_extra_info("socket")
+    if connection is None or connection.family != sockets.AF_UNIX:
+        return None
+    try:
+        credentials = connection.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, struct.calcsize("3i"))
+        pid, _, _ = struct.unpack("3i", credentials)
+        return str(Path(f"/proc/{pid}/ns/pid").stat().st_ino), pid
+    except OSError:
+        return None
 
 
 _QUIET: Final = logging.getLogger("server.gateway.http")

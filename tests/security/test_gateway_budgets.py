@@ -62,11 +62,11 @@ async def open_bank(home: Path, caps: Caps | None = None) -> AsyncIterator[Bank]
         yield Bank(house, model, store)
 
 
-async def ask(bank: Bank, grant: Grant, output: int = 4000, **fields: Any) -> tuple[int, str]:
-    """One request that says how much it uses; status and error type."""
-    steps = [{"usage": {"input_tokens": 1000, "output_tokens": output}}, {"text": "done"}]
+async def ask(bank: Bank, grant: Grant, output: int = 2048, **fields: Any) -> tuple[int, str]:
+    """One request of more than a thousand tokens that says how much it uses; status and error type."""
+    steps: list[dict[str, Any]] = [{"usage": {"input_tokens": 1000, "output_tokens": output}}, {"text": "done"}]
     async with bank.house.client(grant.token) as client:
-        body = request(prompt_with(steps), stream=True, **{"max_tokens": 8000, **fields})
+        body = request(prompt_with(steps, "x" * 3000), stream=True, **{"max_tokens": 8000, **fields})
         response = await client.post("/v1/messages", json=body)
         return response.status_code, "" if response.status_code == 200 else response.json()["error"]["type"]
 
@@ -86,13 +86,13 @@ async def test_b03_a_tiny_budget_refuses_before_anything_is_sent(tmp_path: Path)
 async def test_b03_the_cli_ends_its_turn_at_once_and_a_raised_cap_lets_it_go_on(tmp_path: Path) -> None:
     """Row B03: end to end with the real CLI."""
     steps: list[dict[str, Any]] = [
-        {"usage": {"input_tokens": 1000, "output_tokens": 30_000}},
+        {"usage": {"input_tokens": 1000, "output_tokens": 32_000}},
         {"tool": "Bash", "input": {"command": "echo spent"}},
         {"usage": {"input_tokens": 1000, "output_tokens": 10}},
         {"text": "afforded"},
     ]
     async with open_bank(tmp_path) as bank:
-        # 30,000 output tokens of Claude Sonnet 4.5 cost $0.45; the CLI's system prompt and tools some cents.
+        # 32,000 output tokens of Claude Sonnet 4.5 cost $0.48; the CLI's system prompt and tools are put at $0.10.
         grant = await bank.session("s1", budget_usd=0.60)
         run = await run_cli(bank.house, grant, tmp_path, steps)
         assert run.result["is_error"]
