@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rookery.application import open_registry
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 Command = Callable[[Registry, Console], Awaitable[None]]
+
+ID_WIDTH: Final = 36
+"""Characters of a session id."""
 
 STATE_STYLES: Final = {
     SessionState.STARTING: "cyan",
@@ -40,7 +45,7 @@ async def run(settings: Settings, command: Command) -> int:
             await command(registry, Console())
     except* RookeryError as errors:
         error = first_error(errors)
-        Console(stderr=True).print(f"[red]{error.code.value}[/]: {error.message}", highlight=False)
+        Console(stderr=True).print(f"[red]{error.code.value}[/]: {escape(error.message)}", highlight=False)
         code = 1
     return code
 
@@ -87,21 +92,25 @@ def show_costs(session_id: str | None, by: str | None) -> Command:
 
 
 def sessions_table(page: SessionPage) -> Table:
-    table = Table("Session", "State", "Turn", "Cost", "Changed (UTC)", "Title")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    for name in ("Session", "State", "Turn", "Cost"):
+        # A session id is shown whole, for people copy it.
+        table.add_column(name, no_wrap=True, min_width=ID_WIDTH if name == "Session" else None)
+    table.add_column("Title")
     for one in page.sessions:
         style = STATE_STYLES[one.state]
-        changed = f"{one.updated_at:%Y-%m-%d %H:%M}"
-        table.add_row(one.session_id, f"[{style}]{one.state}[/]", str(one.turn), f"${one.usd:.4f}", changed, one.title)
+        table.add_row(one.session_id, f"[{style}]{one.state}[/]", str(one.turn), f"${one.usd:.4f}", escape(one.title))
     return table
 
 
 def costs_table(report: CostReport) -> Table:
     """The report as a table, its sum as the last line."""
-    table = Table(report.group_by or "", "Requests", "Input", "Output", "Cache read", "Cache write", "Cost")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column((report.group_by or "").capitalize(), overflow="fold")
+    for name in ("Requests", "Input", "Output", "Cache read", "Cache write", "Cost"):
+        table.add_column(name, justify="right", no_wrap=True)
     for group in report.groups:
-        table.add_row(group.key, *_cells(group.cost))
+        table.add_row(escape(group.key), *_cells(group.cost))
     table.add_section()
     table.add_row("Total", *_cells(report.total), style="bold")
     return table
@@ -123,20 +132,20 @@ def _show(view: SessionView, console: Console) -> None:
     table = Table(show_header=False, box=None)
     for name, value in (
         ("Session", view.session_id),
-        ("Title", view.title),
+        ("Title", escape(view.title)),
         ("State", _state(view.outcome)),
-        ("Model", view.model or "default"),
+        ("Model", escape(view.model or "default")),
         ("Policy", view.policy),
         ("Sandbox", view.sandbox),
         ("Created", f"{view.created_at:%Y-%m-%d %H:%M} UTC"),
         ("Changed", f"{view.updated_at:%Y-%m-%d %H:%M} UTC"),
         ("Cost", f"${view.outcome.cost.usd:.4f} of ${view.budget_usd:.2f}" if view.budget_usd else ""),
-        ("Activity", view.activity),
+        ("Activity", escape(view.activity)),
     ):
         table.add_row(f"[dim]{name}[/]", value)
     console.print(table)
     if view.outcome.error is not None:
-        console.print(f"[red]{view.outcome.error.code.value}[/]: {view.outcome.error.message}", highlight=False)
+        console.print(f"[red]{view.outcome.error.code.value}[/]: {escape(view.outcome.error.message)}", highlight=False)
     if view.outcome.text:
         console.print()
         console.print(view.outcome.text, markup=False, highlight=False)

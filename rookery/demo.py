@@ -118,7 +118,7 @@ class _Demo:
         style = "green" if outcome.stop_reason is StopReason.END_TURN else "red"
         self._console.print(
             f"[{style}]{outcome.stop_reason}[/] after {time.monotonic() - started:.1f} s, "
-            f"{outcome.cost.requests} model requests, ${outcome.cost.usd:.4f}\n",
+            f"{outcome.cost.requests} model requests and ${outcome.cost.usd:.4f} so far\n",
             highlight=False,
         )
         if outcome.error is not None:

@@ -7,19 +7,24 @@ imported, and a test can put a double in its place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from server.models import Outcome
+from server.models import ApprovalRecord, CheckpointRecord, Outcome
 from server.requests import CostRequest, ListRequest, PromptRequest, SpawnRequest
 from server.views import (
     CostReport,
     Deletion,
+    DiffReport,
     FileContent,
     FileListing,
+    PatchReport,
+    PolicyExplanation,
     Progress,
+    RewindReport,
     SessionPage,
     SessionView,
     TranscriptPage,
+    WrittenFile,
 )
 
 LOCAL_PRINCIPAL: Final = "local"
@@ -70,6 +75,53 @@ class Registry(Protocol):
     async def read_file(
         self, principal: str, session_id: str, path: str, offset: int = 0, limit: int = 65_536
     ) -> FileContent: ...
+
+    async def create_checkpoint(self, principal: str, session_id: str, label: str = "") -> CheckpointRecord: ...
+
+    async def rewind(
+        self, principal: str, session_id: str, checkpoint_id: str, *, dry_run: bool, conversation: bool
+    ) -> RewindReport: ...
+
+    async def fork(
+        self, principal: str, session_id: str, *, prompt: str | None, checkpoint_id: str | None, count: int
+    ) -> Sequence[str]: ...
+
+    async def write_file(self, principal: str, session_id: str, path: str, data: bytes) -> WrittenFile: ...
+
+    async def diff(
+        self,
+        principal: str,
+        session_id: str,
+        *,
+        from_checkpoint_id: str | None,
+        to_checkpoint_id: str | None,
+        paths: Sequence[str] | None,
+        max_bytes: int,
+    ) -> DiffReport: ...
+
+    async def export(
+        self,
+        principal: str,
+        session_id: str,
+        *,
+        from_checkpoint_id: str | None,
+        to_checkpoint_id: str | None,
+        paths: Sequence[str] | None,
+    ) -> PatchReport: ...
+
+    async def patch(self, principal: str, session_id: str) -> bytes:
+        """All changes since the session began, as a patch."""
+        ...
+
+    async def list_approvals(self, principal: str, session_id: str | None = None) -> Sequence[ApprovalRecord]: ...
+
+    async def answer_approval(
+        self, principal: str, approval_id: str, *, allow: bool, note: str = "", by: str | None = None
+    ) -> ApprovalRecord: ...
+
+    async def explain_policy(
+        self, principal: str, *, session_id: str | None, policy: str | None, tool: str, tool_input: Mapping[str, Any]
+    ) -> PolicyExplanation: ...
 
     async def prune(self) -> int:
         """Delete ended sessions whose retention is over; how many."""

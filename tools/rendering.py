@@ -7,7 +7,25 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from server.models import Cost, Event, EventKind, Outcome
-from server.views import CostReport, Deletion, FileContent, FileListing, SessionPage, SessionView, TranscriptPage
+from server.views import (
+    Approvals,
+    ApprovalView,
+    CheckpointSummary,
+    CostReport,
+    Deletion,
+    DiffReport,
+    FileChange,
+    FileContent,
+    FileListing,
+    ForkReport,
+    PatchReport,
+    PolicyExplanation,
+    RewindReport,
+    SessionPage,
+    SessionView,
+    TranscriptPage,
+    WrittenFile,
+)
 
 _MAX_TEXT: Final = 20_000
 """Longest text of an agent shown in full; the transcript holds all of it."""
@@ -152,3 +170,59 @@ def _line(text: Any) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def fork_text(report: ForkReport) -> str:
+    return outcomes_text(report.forks, report.next)
+
+
+def rewind_text(report: RewindReport) -> str:
+    did = "Would change" if report.dry_run else "Changed"
+    lines = [
+        f"{did}: {report.files_added} added, {report.files_changed} changed, {report.files_removed} removed"
+        + (", and the conversation goes back" if report.conversation else "")
+    ]
+    lines.extend(_changed(change) for change in report.files)
+    lines.extend(f"Not touched: {entry}" for entry in report.skipped)
+    return "\n".join([*lines, "Next: " + report.next])
+
+
+def checkpoint_text(checkpoint: CheckpointSummary) -> str:
+    return f"Checkpoint {checkpoint.checkpoint_id}: {checkpoint.files} files {checkpoint.label}".rstrip()
+
+
+def written_text(written: WrittenFile) -> str:
+    return f"{'Created' if written.created else 'Replaced'} {written.path} ({written.size:,} bytes)"
+
+
+def diff_text(report: DiffReport) -> str:
+    head = f"{report.files_added} added, {report.files_changed} changed, {report.files_removed} removed"
+    tail = "\n… the diff is cut here" if report.truncated else ""
+    return "\n".join([head, *(_changed(change) for change in report.files), "", _shortened(report.diff) + tail])
+
+
+def patch_text(report: PatchReport) -> str:
+    head = f"Patch of {report.files} files, {report.size:,} bytes; the whole is at {report.uri}"
+    left = [f"Left out: {entry}" for entry in report.omitted]
+    return "\n".join([head, *left, "", _shortened(report.patch or report.preview or "")])
+
+
+def approvals_text(answer: Approvals) -> str:
+    return "\n".join([*(approval_text(one) for one in answer.approvals), answer.next])
+
+
+def approval_text(approval: ApprovalView) -> str:
+    return f"Approval {approval.approval_id} ({approval.status}): {approval.summary} (rule {approval.rule})"
+
+
+def explanation_text(answer: PolicyExplanation) -> str:
+    lines = [f"{answer.tool}: {answer.decision} by {answer.rule or 'default'} of {answer.policy}: {answer.because}"]
+    for match in answer.matched:
+        where = f" ({match.file}:{match.line})" if match.file else ""
+        lines.append(f"  {match.effect} {match.rule} in {match.layer}{where}: {match.because}")
+    return "\n".join(lines)
+
+
+def _changed(change: FileChange) -> str:
+    lines = "" if change.lines_added is None else f" +{change.lines_added} -{change.lines_removed}"
+    return f"  {change.change} {change.path}{lines}"

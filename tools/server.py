@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from mcp.server.caching import CacheHint
 
-from tools import costs, files, sessions, transcripts
+from tools import approvals, costs, files, sessions, transcripts, undo
 from tools.backend import LOCAL_PRINCIPAL, Backend
 from tools.definition import ToolDefinition, ToolServer
 from tools.prompts import add_prompts
@@ -19,6 +19,8 @@ TOOLS: Final[tuple[ToolDefinition[Any, Any], ...]] = (
     *transcripts.TOOLS,
     *costs.TOOLS,
     *files.TOOLS,
+    *undo.TOOLS,
+    *approvals.TOOLS,
 )
 """All tools in the order in which they are listed."""
 
@@ -34,6 +36,10 @@ The loop: spawn → wait → continue.
    continue_session(session_id, prompt) goes on with the same conversation and files; end_session frees the sandbox.
 Each outcome's `next` says what to call. A turn that failed is an outcome with `error`; a call that failed begins with
 an error code, and `retryable` says whether the same call may succeed later.
+
+Undo: every turn starts with a checkpoint (`checkpoint_id`). rewind_files takes all files back to one (dry_run=true
+shows what would change), fork_session tries several ways from one. export_changes gives the work as a patch.
+Approvals: when the state is "awaiting_approval", look with list_approvals and decide with answer_approval.
 
 Side by side: spawn several agents with wait_s=0, then wait for all of them in one wait_for_sessions.
 Sessions outlive this connection: list_sessions finds them again. read_transcript shows what an agent did step by step,

@@ -21,7 +21,7 @@ MAX_FIELD_CHARACTERS: Final = 8_000
 
 class TranscriptArguments(SessionArguments):
     after: int = Field(default=0, ge=0, le=2**53, description="read events after this cursor; 0 from the beginning")
-    limit: int = Field(default=100, ge=1, le=1000, description="most events to answer with")
+    limit: int = Field(default=100, ge=1, le=500, description="most events to answer with")
 
 
 async def read_transcript(call: Call, arguments: TranscriptArguments) -> TranscriptPage:
