@@ -107,7 +107,7 @@ def costs_table(report: CostReport) -> Table:
     """The report as a table, its sum as the last line."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column((report.group_by or "").capitalize(), overflow="fold")
-    for name in ("Requests", "Input", "Output", "Cache read", "Cache write", "Cost"):
+    for name in ("Requests", "Input", "Output", "Cached", "To cache", "Cost"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in report.groups:
         table.add_row(escape(group.key), *_cells(group.cost))
