@@ -255,6 +255,13 @@ class SandboxSuite:
         assert agent.returncode is not None
         assert await agent.wait() == agent.returncode
 
+    async def test_a_reader_sees_the_end_when_the_agent_is_ended(self, sandbox: Sandbox) -> None:
+        agent = await sandbox.start_agent(["sleep", "600"], {})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(agent.terminate)
+            assert await read_all(agent) == b""
+        assert await agent.read() == b""
+
     async def test_an_agent_may_tidy_up_when_asked_to_end(self, sandbox: Sandbox) -> None:
         agent = await sandbox.start_agent(
             ["/bin/sh", "-c", "trap 'echo tidy > note; exit 3' TERM; echo up; while :; do sleep 0.05; done"], {}

@@ -343,6 +343,17 @@ async def test_s06_a_daemon_does_not_outlive_the_end_of_the_agent(sandbox: Bubbl
     assert not any(Path(file).exists() for file in group.joins)
 
 
+async def test_s06_a_start_that_is_cancelled_leaves_nothing_at_any_moment(sandbox: BubblewrapSandbox) -> None:
+    """S06 and P03: at every few milliseconds of a start, which takes some thirty."""
+    for milliseconds in range(0, 60, 3):
+        with anyio.move_on_after(milliseconds / 1000):
+            await sandbox.start_agent(["sleep", "600"], {})
+        await sandbox.stop()
+        assert processes_of(sandbox.reference) == []
+    assert sandbox.control_group is None
+    assert await shell(sandbox, "echo fine") == "fine"
+
+
 SERVER = """
 import asyncio, json, sys
 from pathlib import Path

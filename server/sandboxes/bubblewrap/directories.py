@@ -24,6 +24,7 @@ CONFIG: Final = "config"
 SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _DRAFT: Final = re.compile(r"\.new-(\d+)-[0-9a-f]{16}")
 _TRASH: Final = ".trash-"
+_PROBE: Final = re.compile(r"probe-(\d+)-[0-9a-f]{16}")
 _REMOVE_S: Final = 120.0
 _SWEEP_S: Final = 20.0
 _REMOVE_CONFIG_S: Final = 2.0
@@ -115,14 +116,20 @@ def owner_of(sandboxes: Path, session_id: str) -> int | None:
         return None
 
 
+def probe_id() -> str:
+    """A session id for a trial: :func:`present` does not tell of it while this process lives."""
+    return f"probe-{os.getpid()}-{secrets.token_hex(8)}"
+
+
 def present(sandboxes: Path) -> Iterator[tuple[str, int]]:
-    """Session id and uid of every sandbox.
+    """Session id and uid of every sandbox, without those that a living process tries out.
 
     Raises:
         OSError: the directory cannot be read.
     """
     for path in sandboxes.iterdir():
-        if SESSION_ID.fullmatch(path.name):
+        probe = _PROBE.fullmatch(path.name)
+        if SESSION_ID.fullmatch(path.name) and not (probe is not None and _is_alive(probe[1])):
             owner = owner_of(sandboxes, path.name)
             if owner is not None:
                 yield path.name, owner
@@ -133,9 +140,13 @@ def sweep(sandboxes: Path) -> None:
     with contextlib.suppress(OSError):
         for path in list(sandboxes.iterdir()):
             draft = _DRAFT.fullmatch(path.name)
-            abandoned = draft is not None and not Path(f"/proc/{draft[1]}").exists()
+            abandoned = draft is not None and not _is_alive(draft[1])
             if abandoned or path.name.startswith(_TRASH):
                 _discard(sandboxes, path.name)
+
+
+def _is_alive(process: str) -> bool:
+    return Path("/proc", process).exists()
 
 
 def _trash_name() -> str:

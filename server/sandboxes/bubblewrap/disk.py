@@ -78,7 +78,10 @@ class DiskWatch:
                 return False
         bound = self._limit if self._ceiling is None else self._ceiling
         # The first measure has no bound but this, because it may raise the ceiling.
-        used = await anyio.to_thread.run_sync(measure_all, self._directories, bound if self._ceiling else 2 * bound)
+        # A walk only reads: who no longer waits for it need not see its end.
+        used = await anyio.to_thread.run_sync(
+            measure_all, self._directories, bound if self._ceiling else 2 * bound, abandon_on_cancel=True
+        )
         spent = time.monotonic() - now
         self._used, self._free = used, free
         self._due = now + spent + _FULL_INTERVAL_S

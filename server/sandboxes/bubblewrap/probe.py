@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import secrets
 import shutil
 import socket
 import subprocess
@@ -19,6 +18,7 @@ import anyio.to_thread
 from server.errors import RookeryError
 from server.sandboxes.base import CLI, Check, SandboxSpec
 from server.sandboxes.bubblewrap.cgroups import ControlGroups
+from server.sandboxes.bubblewrap.directories import probe_id
 from server.sandboxes.bubblewrap.identity import identity_range
 
 if TYPE_CHECKING:
@@ -118,17 +118,17 @@ def _control_groups() -> Check:
 async def _trial(provider: BubblewrapProvider, home: Path) -> Check:
     """Make a sandbox, run the CLI in it for its version, remove it."""
     started = time.monotonic()
-    token = secrets.token_hex(8)
+    session_id = probe_id()
     try:
         directory = home / "system"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        address = directory / f"probe-{token}.sock"
+        address = directory / f"{session_id}.sock"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(address))
             try:
                 address.chmod(0o666)
                 with anyio.fail_after(_TRIAL_S):
-                    sandbox = await provider.create(SandboxSpec(session_id=f"probe-{token}", gateway_socket=address))
+                    sandbox = await provider.create(SandboxSpec(session_id=session_id, gateway_socket=address))
                     try:
                         result = await sandbox.run([CLI, "--version"], timeout_s=_TRIAL_S)
                     finally:

@@ -132,7 +132,8 @@ class SandboxProcess:
             try:
                 return self._streams.stdout.recv(READ_SIZE)
             except BlockingIOError:
-                await self._until_readable()
+                with contextlib.suppress(anyio.ClosedResourceError):
+                    await self._until_readable()
             except ConnectionError:
                 return b""
         return b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -205,14 +206,27 @@ async def _until_ready(spawned: _Spawned) -> int:
 
 
 async def _abandon(spawned: _Spawned) -> int | None:
-    """End a start that failed. The namespace's first process dies with the monitor."""
+    """End a start that failed or is no longer wanted, with all that came of it so far."""
     with anyio.move_on_after(_ABANDON_S):
         # A launcher that failed ends by itself, and its own status says more than ours.
         await anyio.wait_readable(spawned.descriptor)
-    spawned.monitor.kill()
+    if spawned.monitor.poll() is None:
+        _kill_with_children(spawned.monitor)
     with anyio.move_on_after(_START_TIMEOUT_S):
         await anyio.wait_readable(spawned.descriptor)
     return spawned.monitor.poll()
+
+
+def _kill_with_children(monitor: subprocess.Popen[bytes]) -> None:
+    """Kill bubblewrap and the namespace's first process, which for a moment is not yet bound to its parent's life.
+
+    A stopped process makes no children, and its children cannot be reaped: so their ids are what they say.
+    """
+    monitor.send_signal(signal.SIGSTOP)
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+    monitor.kill()
 
 
 def _said(stderr: socket.socket) -> str:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Final
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_LOOK_AT_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENTRY_COST: Final = 4096
 """What every entry counts at least, so that a million empty files is not free."""
 _HELD_OPEN: Final = 64
@@ -251,7 +250,7 @@ def _unlink(name: str, directory: int) -> None:
 
 def _open_by_force(parent: int, name: str) -> int:
     """Open a directory whose mode may forbid it. Its owner, or root, may change the mode of exactly that inode."""
-    handle = os.open(name, _LOOK_AT_DIRECTORY, dir_fd=parent)
+    handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         if stat.S_IMODE(os.fstat(handle).st_mode) & stat.S_IRWXU != stat.S_IRWXU:
             os.chmod(f"/proc/self/fd/{handle}", stat.S_IRWXU)  # noqa: PTH101 - the only way to name an open inode

@@ -165,6 +165,12 @@ def test_what_dead_servers_left_is_swept_and_what_living_ones_make_is_not(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {f".new-{os.getpid()}-0123456789abcdef", "session"}
 
 
+def test_the_trial_of_a_living_process_is_nobodys_sandbox(tmp_path: Path) -> None:
+    directories.make(tmp_path, directories.probe_id(), None)
+    directories.make(tmp_path, "probe-4194305-0123456789abcdef", None)
+    assert [name for name, _ in directories.present(tmp_path)] == ["probe-4194305-0123456789abcdef"]
+
+
 def test_a_configuration_is_renewed_although_the_old_one_is_a_trap(tmp_path: Path) -> None:
     directories.make(tmp_path, "one", None)
     config = tmp_path / "one" / "config"
