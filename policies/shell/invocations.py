@@ -19,6 +19,10 @@ MAX_SCRIPTS: Final = 8
 """Inner scripts read of one command; more are not provable."""
 
 MAX_INVOCATIONS: Final = 1000
+MAX_WORDS: Final = 60_000
+"""Words of all invocations together: a wrapper's words count again for what it wraps."""
+
+_SUFFIX_WORDS: Final = 50
 _SUFFIXES: Final = 6
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VERSIONED: Final = re.compile(r"(python|pypy|perl|ruby|php|lua|node|gcc|g\+\+|clang|clang\+\+|pip)-?\d[\d.]*")
@@ -102,9 +106,11 @@ def unwrap(script: Script) -> Unwrapped:
         )
 
     add_script(script, True)
+    count = 0
     while pending:
         invocation, outer = pending.pop()
-        if len(found.steps) > MAX_INVOCATIONS:
+        count += len(invocation.words)
+        if len(found.steps) > MAX_INVOCATIONS or count > MAX_WORDS:
             raise BrokenScriptError("the command starts too many programs: put it into a script file")
         command = invocation.command
         if outer and (command.assignments or command.redirects):
@@ -252,12 +258,12 @@ def _inner(invocation: Invocation, found: Unwrapped) -> list[Invocation]:
         starts = [index for index in range(1, len(words)) if not texts[index].startswith("-")][:_SUFFIXES]
         if name in programs.INTERPRETERS and name not in programs.SHELLS:
             starts = [index + 1 for index, text in enumerate(texts[:-1]) if text == "-m"][:1]
-        return [replace(invocation, words=words[start:], certain=False) for start in starts]
+        return [replace(invocation, words=words[start : start + _SUFFIX_WORDS], certain=False) for start in starts]
     return []
 
 
-def _wrapped(invocation: Invocation, wrapper: programs.Wrapper, found: Unwrapped) -> list[Invocation]:
-    words = invocation.words
+def _after_options(words: tuple[Word, ...], wrapper: programs.Wrapper) -> tuple[int, bool]:
+    """Where a wrapper's options end, and whether one of them may take a word that the tables do not know of."""
     index, guessed = 1, False
     while index < len(words) and words[index].text.startswith("-") and len(words[index].text) > 1:
         text = words[index].text
@@ -268,6 +274,12 @@ def _wrapped(invocation: Invocation, wrapper: programs.Wrapper, found: Unwrapped
             index += 1
         elif "=" not in text:
             guessed = True
+    return index, guessed
+
+
+def _wrapped(invocation: Invocation, wrapper: programs.Wrapper, found: Unwrapped) -> list[Invocation]:
+    words = invocation.words
+    index, guessed = _after_options(words, wrapper)
     if wrapper.assignments:
         while index < len(words) and "=" in words[index].text.lstrip("="):
             name, _, value = words[index].text.partition("=")
@@ -309,7 +321,7 @@ def _scripts(invocation: Invocation) -> list[tuple[str, bool]]:
     texts = [word.text for word in words]
     wrapper = programs.WRAPPERS.get(name)
     if wrapper is not None and wrapper.joined:
-        return [(" ".join(text for text in texts[1:] if not text.startswith("-")), invocation.certain)]
+        return [(" ".join(texts[_after_options(words, wrapper)[0] :]), invocation.certain)]
     found: list[tuple[str, bool]] = []
     if name in programs.SHELLS:
         option = next(

@@ -10,6 +10,7 @@ take quadratic time), by a number of nodes. Nothing here recurses.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, replace
 from functools import cache
@@ -132,6 +133,7 @@ _WRITING: Final = frozenset({">", ">>", ">|", "&>", "&>>", ">&", "<>"})
 _READING: Final = frozenset({"<", "<>"})
 _WORD_GAP: Final = re.compile(rb"(?:[ \t]|\\\n)*[ \t](?:[ \t]|\\\n)*")
 _LOOSE_GAP: Final = re.compile(rb"(?:[ \t\n]|\\\n(?=[ \t\n]))*")
+_JOINED_LINES: Final = re.compile(rb"[^ \t\n]\\\n[^ \t\n]")
 _TIGHT_GAP: Final = re.compile(rb"[ \t]*")
 _DELIMITER: Final = re.compile(r"""(['"]?)([A-Za-z_][A-Za-z0-9_]*)\1""")
 
@@ -204,14 +206,19 @@ class _Reader:
         self._source = source
         self._commands: list[SimpleCommand] = []
         self._doubts: dict[str, None] = {}
-        self._pending: list[tuple[Node, _Place]] = []
+        self._pending: list[tuple[Node | SimpleCommand, _Place]] = []
         self._heredocs = 0
 
     def read(self, root: Node) -> Script:
+        if _JOINED_LINES.search(self._source):
+            self._doubt("a line continuation within a word")
         self._pending.append((root, _Place()))
         seen = 0
         while self._pending:
             node, place = self._pending.pop()
+            if isinstance(node, SimpleCommand):
+                self._commands.append(node)
+                continue
             seen += 1
             if seen > MAX_NODES or len(self._commands) > MAX_COMMANDS:
                 raise BrokenScriptError("the command has too many parts: put it into a script file")
@@ -225,6 +232,11 @@ class _Reader:
 
     def _text(self, node: Node) -> str:
         return self._source[node.start_byte : node.end_byte].decode("utf-8", "replace")
+
+    def _check_token(self, node: Node) -> None:
+        # The grammar's scanner can swallow a word into an operator: "-x<<" has been seen as "<<".
+        if self._source[node.start_byte : node.end_byte] != node.type.encode():
+            self._doubt("an operator that is not clearly apart")
 
     def _visit(self, node: Node, place: _Place) -> None:
         kind = node.type
@@ -253,13 +265,19 @@ class _Reader:
     def _emit(self, command: SimpleCommand, place: _Place) -> None:
         self._commands.append(replace(command, in_loop=place.in_loop, fed=command.fed or place.fed))
 
+    def _later(self, command: SimpleCommand, place: _Place) -> None:
+        """Note a command behind all that is put on the stack after this."""
+        self._pending.append((replace(command, in_loop=place.in_loop, fed=command.fed or place.fed), place))
+
     def _container(self, node: Node, place: _Place) -> None:
         inner = place.inside(node)
         end = node.start_byte
         below: list[tuple[Node, _Place]] = []
         for index, child in enumerate(node.children):
-            if not child.is_named and child.type not in _TOKENS:
-                self._doubt(_DOUBTS.get(child.type, f"the token {child.type}"))
+            if not child.is_named:
+                self._check_token(child)
+                if child.type not in _TOKENS:
+                    self._doubt(_DOUBTS.get(child.type, f"the token {child.type}"))
             # Behind a here-document its text stands between the nodes; that has a check of its own.
             if not self._heredocs and not _LOOSE_GAP.fullmatch(self._source, end, child.start_byte):
                 self._doubt("text that the grammar skipped")
@@ -296,7 +314,10 @@ class _Reader:
                 self._look_through(node, place)
                 continue
             name, *_ = node.children
-            if name.type != "variable_name" or len(node.children) > 3 or node.children[1].type != "=":
+            plain = node.children[1:2] and node.children[1].type == "="
+            if plain:
+                self._check_token(node.children[1])
+            if name.type != "variable_name" or len(node.children) > 3 or not plain:
                 self._doubt("an array or appending assignment")
                 self._look_through(node, place)
                 found.append(Assignment(self._text(name).split("[")[0], Word("", WordKind.UNKNOWN)))
@@ -348,6 +369,10 @@ class _Reader:
 
     def _declaration(self, node: Node, place: _Place) -> None:
         keyword, *rest = node.children
+        self._check_token(keyword)
+        for before, after in itertools.pairwise(node.children):
+            if not _WORD_GAP.fullmatch(self._source, before.end_byte, after.start_byte):
+                self._doubt("words that are not clearly apart")
         words = [Word(self._text(keyword))]
         assigned = [child for child in rest if child.type == "variable_assignment"]
         for child in rest:
@@ -398,9 +423,10 @@ class _Reader:
                 place,
             )
         else:
-            self._emit(SimpleCommand(tuple(words), redirects=tuple(redirects), stdin=stdin, fed=fed), place)
             if words or fed:
                 self._doubt("a here-document for more than one command")
+            # The grammar hangs the redirection of a list's last command on the whole list: it comes after the body.
+            self._later(SimpleCommand(tuple(words), redirects=tuple(redirects), stdin=stdin, fed=fed), place)
             if body not in rest:
                 self._pending.append((body, inner))
         self._pending.extend((child, replace(inner, fed=True)) for child in reversed(following))
@@ -409,26 +435,42 @@ class _Reader:
         """The redirection, and words of the command that the grammar hung behind its target."""
         operator = ""
         targets: list[Word] = []
+        end: int | None = None
         for child in node.children:
+            gap = _WORD_GAP if targets else _TIGHT_GAP
+            if end is not None and not gap.fullmatch(self._source, end, child.start_byte):
+                self._doubt("words that are not clearly apart")
+            end = child.end_byte
             if child.type == "file_descriptor":
+                if not self._source[child.start_byte : child.end_byte].isdigit():
+                    self._doubt("an unusual file descriptor")
                 continue
             if not child.is_named:
+                self._check_token(child)
                 operator = child.type
             else:
                 targets.append(self._word(child, place))
         if operator in (">&-", "<&-"):
+            if targets:
+                self._doubt("words behind a closed descriptor")
             return [], targets
         if not targets:
             self._doubt("a redirection without a target")
             return [], []
         target, *more = targets
-        if operator in (">&", "<&") and target.known and re.fullmatch(r"\d+-?|-", target.text):
-            return [], more
+        if operator in (">&", "<&"):
+            if target.known and re.fullmatch(r"\d+-?|-", target.text):
+                return [], more
+            if not re.match(r"[A-Za-z/._~]", target.text):
+                self._doubt("a redirection that bash may read otherwise")
         if operator not in _WRITING | _READING:
             self._doubt(f"the redirection {operator}")
         return [Redirect(target, writes=operator in _WRITING, reads=operator in _READING)], more
 
     def _herestring(self, node: Node, place: _Place) -> str | None:
+        for child in node.children:
+            if not child.is_named:
+                self._check_token(child)
         words = [self._word(child, place) for child in node.children if child.is_named]
         if len(words) != 1:
             self._doubt("an unusual here-string")
@@ -442,6 +484,8 @@ class _Reader:
         following: list[Node] = []
         start = body = end = None
         for child in node.children:
+            if not child.is_named:
+                self._check_token(child)
             if child.type == "heredoc_start":
                 start = child
             elif child.type == "heredoc_body":
