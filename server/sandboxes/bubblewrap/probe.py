@@ -115,6 +115,16 @@ def _control_groups() -> Check:
     return Check("control groups", True, text)
 
 
+def _trial_remedy() -> str:
+    """In a container the container's own walls are the usual cause; else bubblewrap itself says best what is wrong."""
+    if any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")):
+        return (
+            "docker run --cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+            "--security-opt systempaths=unconfined ..."
+        )
+    return "bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
+
+
 async def _trial(provider: BubblewrapProvider, home: Path) -> Check:
     """Make a sandbox, run the CLI in it for its version, remove it."""
     started = time.monotonic()
@@ -136,9 +146,9 @@ async def _trial(provider: BubblewrapProvider, home: Path) -> Check:
             finally:
                 address.unlink(missing_ok=True)
     except RookeryError as error:
-        return Check("trial", False, f"{error.message} ({error.detail})", "bwrap --unshare-all --ro-bind / / true")
+        return Check("trial", False, f"{error.message} ({error.detail})", _trial_remedy())
     except (OSError, TimeoutError) as error:
-        return Check("trial", False, f"{type(error).__name__}: {error}", "bwrap --unshare-all --ro-bind / / true")
+        return Check("trial", False, f"{type(error).__name__}: {error}", _trial_remedy())
     if result.exit_code != 0:
         text = result.stderr.decode(errors="replace").strip()[-500:]
         return Check("trial", False, f"the CLI ended with {result.exit_code}: {text}", "rookery doctor")
