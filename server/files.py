@@ -8,10 +8,12 @@ F05 and F08 of the security catalogue). Undecodable names appear with backslash 
 from __future__ import annotations
 
 import base64
+import errno
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -254,6 +256,91 @@ async def read_file(session_id: str, root: Path, path: str, *, offset: int, limi
 
     size, data = await anyio.to_thread.run_sync(work)
     return file_content(session_id, shown(b"/".join(parts)), size, offset, data)
+
+
+async def write_file(root: Path, path: str, data: bytes, owner: int | None) -> tuple[str, bool]:
+    """Write one file of a workspace whole; directories that are missing are made. Never through a link.
+
+    Args:
+        root: the workspace on this host.
+        path: which file.
+        data: its new content.
+        owner: host uid and gid that what is made gets; None: the server's own.
+
+    Returns:
+        The path as it is shown, and whether there was no such file before.
+
+    Raises:
+        RookeryError: ``invalid_argument``: the path is a directory or leads through a link;
+            ``storage_unavailable``: the disk is full. The old content is intact then.
+    """
+    parts = components(path)
+    if not parts:
+        raise _invalid("names the workspace itself: name a file")
+
+    def work() -> bool:
+        try:
+            with _made_directory(root, parts[:-1], owner) as parent:
+                return _replace(parent, parts[-1], data, owner)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+                message = "The disk of ROOKERY_HOME is full or failing; the file is as it was."
+                raise RookeryError(ErrorCode.STORAGE_UNAVAILABLE, message, detail=str(error)) from error
+            raise _invalid(
+                f"cannot be written: {error.strerror or 'failed'}; it must not lead through a link"
+            ) from error
+
+    return shown(b"/".join(parts)), await anyio.to_thread.run_sync(work)
+
+
+@contextmanager
+def _made_directory(root: Path, parts: tuple[bytes, ...], owner: int | None) -> Iterator[int]:
+    descriptor = os.open(root, _DIRECTORY)
+    try:
+        for part in parts:
+            try:
+                os.mkdir(part, 0o755, dir_fd=descriptor)
+            except FileExistsError:
+                made = False
+            else:
+                made = True
+            child = os.open(part, _DIRECTORY, dir_fd=descriptor)
+            if made and owner is not None:
+                os.fchown(child, owner, owner)
+            os.close(descriptor)
+            descriptor = child
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _replace(parent: int, name: bytes, data: bytes, owner: int | None) -> bool:
+    """Put a whole new file in the place of a name, at once; whether the name was free."""
+    mode = 0o644
+    try:
+        present = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        created = True
+    else:
+        created = False
+        if not stat.S_ISREG(present.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        mode = stat.S_IMODE(present.st_mode) & 0o777
+    temporary = os.fsencode(f".{secrets.token_hex(8)}.rookery")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(descriptor, mode)
+            if owner is not None:
+                os.fchown(descriptor, owner, owner)
+        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=parent)
+        raise
+    return created
 
 
 def file_content(session_id: str, path: str, size: int, offset: int, data: bytes) -> FileContent:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from policies import Facts, ToolRequest
 from server.changes import Changes
 from server.errors import ErrorCode, RookeryError
-from server.files import list_files, read_file
+from server.explaining import explain
+from server.files import list_files, read_file, workspace_links
 from server.models import (
     NANO_USD,
     ApprovalStatus,
@@ -23,11 +25,16 @@ from server.models import (
 from server.requests import CostRequest, ListRequest
 from server.services import Services
 from server.snapshots import within_reach
+from server.taking_home import TakingHome
+from server.undo import Undo
 from server.views import (
     CheckpointSummary,
     CostReport,
+    DiffReport,
     FileContent,
     FileListing,
+    PatchReport,
+    PolicyExplanation,
     Progress,
     SessionPage,
     SessionView,
@@ -44,6 +51,8 @@ class SessionReader:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._changes = Changes(services.store)
+        self._undo = Undo(services)
+        self._home = TakingHome(services, self._undo)
 
     async def outcome(self, principal: str, session_id: str) -> Outcome:
         """Where the session stands, with the result of its latest turn; costs are the session's so far."""
@@ -185,6 +194,67 @@ class SessionReader:
         """A part of one file of the workspace."""
         root = await self._workspace(principal, session_id)
         return await read_file(session_id, root, path, offset=offset, limit=limit)
+
+    async def diff(
+        self,
+        principal: str,
+        session_id: str,
+        *,
+        from_checkpoint_id: str | None,
+        to_checkpoint_id: str | None,
+        paths: Sequence[str] | None,
+        max_bytes: int,
+    ) -> DiffReport:
+        """What differs between two checkpoints of a session, or one and the present.
+
+        Raises:
+            RookeryError: ``session_not_found``, ``checkpoint_not_found``, ``invalid_argument``, ``session_busy``.
+        """
+        session = await self._services.store.session(principal, session_id)
+        return await self._home.diff(session, from_checkpoint_id, to_checkpoint_id, paths, max_bytes)
+
+    async def export(
+        self,
+        principal: str,
+        session_id: str,
+        *,
+        from_checkpoint_id: str | None,
+        to_checkpoint_id: str | None,
+        paths: Sequence[str] | None,
+    ) -> PatchReport:
+        """The changes as a patch that ``git apply`` takes.
+
+        Raises:
+            RookeryError: as :meth:`diff`.
+        """
+        session = await self._services.store.session(principal, session_id)
+        return await self._home.export(session, from_checkpoint_id, to_checkpoint_id, paths)
+
+    async def patch(self, principal: str, session_id: str) -> bytes:
+        """All changes since the session began, as one whole patch.
+
+        Raises:
+            RookeryError: as :meth:`diff`.
+        """
+        session = await self._services.store.session(principal, session_id)
+        _, patch = await self._home.patch(session, None, None, None)
+        return patch.data
+
+    async def explain_policy(
+        self, principal: str, *, session_id: str | None, policy: str | None, tool: str, tool_input: Mapping[str, Any]
+    ) -> PolicyExplanation:
+        """What a session's policy, or one by name, says about a call, and why. Asks no one and runs nothing.
+
+        Raises:
+            RookeryError: ``session_not_found``, ``invalid_argument``.
+        """
+        facts = Facts()
+        if session_id is not None:
+            session = await self._services.store.session(principal, session_id)
+            policy = session.policy
+            if session.sandbox is not None:
+                facts = Facts(links=workspace_links(await self._workspace(principal, session_id)), turn=session.turn)
+        return explain(self._services.policy(policy), ToolRequest(tool=tool, input=dict(tool_input)), facts)
 
     async def _workspace(self, principal: str, session_id: str) -> Path:
         session = await self._services.store.session(principal, session_id)

@@ -20,24 +20,28 @@ from server.agent.launch import LaunchOptions
 from server.answering import Answering
 from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
+from server.files import write_file
 from server.fleet import Fleet
 from server.forwarding import Forwarding
 from server.inbox import Leave
 from server.janitor import Janitor
-from server.launching import LiveAgent, launch_options
+from server.launching import LiveAgent, launch_options, open_sandbox
 from server.leases import HEARTBEAT_S, Leases
-from server.models import NANO_USD, ApprovalRecord, CheckpointRecord, SessionRecord, SessionState, TurnRecord
+from server.models import NANO_USD, ApprovalRecord, CheckpointRecord, EventKind, SessionRecord, SessionState, TurnRecord
 from server.reading import SessionReader
 from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
-from server.undo import Undo
-from server.views import Deletion, RewindReport
+from server.snapshots import within_reach, workspace_owner
+from server.views import Deletion, RewindReport, WrittenFile
 from server.workspaces import check_source
 
 log = structlog.get_logger(__name__)
 
 MAX_FORKS: Final = 16
 """Most forks made by one call."""
+
+MAX_NOTICE: Final = 4_000
+"""Longest notice to an agent, in characters; the latest part is kept."""
 
 EXPIRY_S: Final = 5.0
 """How often approvals are looked at whose time may be over."""
@@ -54,7 +58,6 @@ class Registry(SessionReader):
         self._fleet = Fleet(services, self._changes, tasks, self._wake_answered)
         self.janitor = Janitor(services, leases, self._fleet.actors, self._fleet.pool.reserved)
         self._forwarding = Forwarding(services, leases, self._serve_command)
-        self._undo = Undo(services)
         self._answering = Answering(services, self._resume)
 
     # --- starting ---------------------------------------------------------------------------------------------
@@ -246,6 +249,25 @@ class Registry(SessionReader):
                 async with self._fleet.lock(fork.id):
                     await self._prompt_here(fork, request)
         return ids
+
+    async def write_file(self, principal: str, session_id: str, path: str, data: bytes) -> WrittenFile:
+        """Write a file into an idle session's workspace; the agent is told before its next prompt.
+
+        Raises:
+            RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``, ``invalid_argument``,
+                ``storage_unavailable``.
+        """
+        async with self._resting(principal, session_id) as session:
+            sandbox = await open_sandbox(self._services, session)
+            shown, created = await write_file(within_reach(sandbox), path, data, workspace_owner(sandbox))
+            known = [session.pending_notice] if session.pending_notice else []
+            notice = "\n".join([*known, f"The file {shown} was written from outside."])
+            # A live agent has its notice already; only a fresh one would read this.
+            await self._fleet.dismiss(session_id, Leave.HIBERNATE)
+            await self._services.store.update_session(session_id, pending_notice=notice[-MAX_NOTICE:])
+            text = f"The file {shown} was written from outside ({len(data):,} bytes)."
+            await self._services.store.append_events(session_id, session.turn, [(EventKind.NOTICE, {"text": text})])
+        return WrittenFile(session_id=session_id, path=shown, size=len(data), created=created)
 
     async def _fork_point(self, session: SessionRecord, checkpoint_id: str | None) -> CheckpointRecord:
         if checkpoint_id is not None:

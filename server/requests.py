@@ -24,7 +24,12 @@ TOOL_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,127}")
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 
 
-def _checked_prompt(value: str) -> str:
+def checked_prompt(value: str) -> str:
+    """A prompt that can be sent.
+
+    Raises:
+        ValueError: it is empty, too long, or no valid Unicode; the message completes a sentence about it.
+    """
     if not value.strip():
         raise ValueError("is empty: say what the agent should do")
     if len(value.encode("utf-8", "surrogatepass")) > MAX_PROMPT_BYTES:
@@ -88,7 +93,7 @@ class SpawnRequest(Request):
         default_factory=dict, max_length=MAX_LABELS, description="name → value, to find and to sum sessions by"
     )
 
-    _prompt = field_validator("prompt")(_checked_prompt)
+    _prompt = field_validator("prompt")(checked_prompt)
 
     @field_validator("model")
     @classmethod
@@ -122,7 +127,7 @@ class PromptRequest(Request):
     )
     budget_usd: float | None = Field(default=None, gt=0, le=100_000, description="new total cap of the session")
 
-    _prompt = field_validator("prompt")(_checked_prompt)
+    _prompt = field_validator("prompt")(checked_prompt)
 
     @field_validator("request_id")
     @classmethod

@@ -10,8 +10,8 @@ from typing import Final
 
 import anyio
 
+from server.checkpoints import Change, Snapshot, printable
 from server.checkpoints import Changes as TreeChanges
-from server.checkpoints import Snapshot, printable
 from server.errors import ErrorCode, RookeryError
 from server.launching import open_sandbox
 from server.models import (
@@ -210,16 +210,7 @@ class Undo:
         skipped: tuple[str, ...],
         undo: str | None,
     ) -> RewindReport:
-        shown = tuple(
-            FileChange(
-                path=printable(entry.path),
-                change=entry.kind.value,
-                size=None if entry.after is None else entry.after.size,
-                lines_added=entry.lines_added,
-                lines_removed=entry.lines_removed,
-            )
-            for entry in changes.entries
-        )
+        shown = tuple(file_change(change) for change in changes.entries)
         again = f'session_id="{session.id}"'
         follow = (
             f'Call rewind_files({again}, checkpoint_id="{checkpoint.id}", dry_run=false) to do it.'
@@ -250,3 +241,14 @@ def cut_after(cuts: Cuts, length: int, present: int) -> Cuts:
         present: entries that it has now.
     """
     return (*cuts, (length + 1, present)) if present > length else cuts
+
+
+def file_change(change: Change) -> FileChange:
+    """A change as answers show it."""
+    return FileChange(
+        path=printable(change.path),
+        change=change.kind.value,
+        size=None if change.after is None else change.after.size,
+        lines_added=change.lines_added,
+        lines_removed=change.lines_removed,
+    )

@@ -169,3 +169,100 @@ class RewindReport(Record):
     files: tuple[FileChange, ...] = Field(default=(), description="at most 200 of them")
     skipped: tuple[str, ...] = Field(default=(), description="entries that checkpoints leave out, and why")
     next: str = ""
+
+
+class ForkReport(Record):
+    """What `fork_session` made."""
+
+    session_id: str = Field(description="the original, which is not touched")
+    checkpoint_id: str | None = Field(description="where the forks begin; null: at its present")
+    forks: tuple[Outcome, ...] = Field(description="one for each fork")
+    next: str = ""
+
+
+class WrittenFile(Record):
+    """What `write_file` wrote."""
+
+    session_id: str
+    path: str
+    size: int
+    created: bool = Field(description="whether there was no such file before")
+
+
+class DiffReport(Record):
+    """What differs between two states of a workspace."""
+
+    session_id: str
+    from_checkpoint_id: str | None
+    to_checkpoint_id: str | None = Field(description="null: the present")
+    files_added: int
+    files_changed: int
+    files_removed: int
+    files: tuple[FileChange, ...] = Field(default=(), description="at most 200 of them")
+    diff: str = Field(default="", description="unified diff for reading")
+    truncated: bool = False
+
+
+class PatchReport(Record):
+    """The changes as a patch that `git apply` takes."""
+
+    session_id: str
+    from_checkpoint_id: str | None
+    to_checkpoint_id: str | None = Field(description="null: the present")
+    files: int
+    size: int = Field(description="bytes of the whole patch")
+    patch: str | None = Field(default=None, description="the patch when it is UTF-8 text and not too long")
+    base64: str | None = Field(default=None, description="the patch when it is not UTF-8 and not too long")
+    preview: str | None = Field(default=None, description="its beginning, when it is too long to be given here")
+    uri: str = Field(description="resource that holds the whole patch")
+    omitted: tuple[str, ...] = Field(default=(), description="what a patch cannot carry, and why")
+
+
+class ApprovalView(Record):
+    """A question that a policy put to a person."""
+
+    approval_id: str
+    session_id: str
+    turn: int
+    tool: str
+    summary: str
+    input: dict[str, Any]
+    rule: str
+    status: str
+    note: str = ""
+    decided_by: str | None = None
+    created_at: datetime
+    expires_at: datetime
+    decided_at: datetime | None = None
+
+
+class Approvals(Record):
+    """Open questions, oldest first."""
+
+    approvals: tuple[ApprovalView, ...]
+    next: str = ""
+
+
+class PolicyMatch(Record):
+    """A rule that applied."""
+
+    rule: str
+    effect: str
+    layer: str
+    because: str
+    part: str = Field(default="", description="the part of the call that it matched")
+    file: str | None = None
+    line: int | None = None
+
+
+class PolicyExplanation(Record):
+    """What a policy says about a call, and why."""
+
+    policy: str
+    digest: str = Field(description="hash of the whole policy")
+    tool: str
+    decision: Literal["allow", "ask", "deny"]
+    rule: str | None = Field(description="the rule that decided; null: the default")
+    because: str
+    matched: tuple[PolicyMatch, ...] = ()
+    input: dict[str, Any] | None = Field(default=None, description="what the call would run with, if it is rewritten")

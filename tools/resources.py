@@ -17,6 +17,8 @@ from tools.errors import as_rookery_error
 TRANSCRIPT: Final = "rookery://sessions/{session_id}/transcript{?after}"
 FILE: Final = "rookery://sessions/{session_id}/files/{+path}"
 
+PATCH: Final = "rookery://sessions/{session_id}/changes.patch"
+
 MAX_RESOURCE_BYTES: Final = 8 << 20
 """Longest resource: beyond it, tools read in parts."""
 
@@ -58,6 +60,20 @@ def add_resources(server: ToolServer) -> None:
             return await _file(server, session_id, path)
         except Exception as error:
             raise _resource_error(error, "file") from error
+
+    @server.resource(
+        PATCH,
+        name="changes",
+        title="Changes of a session",
+        description="All that the agent changed since its session began, as a patch for git apply.",
+        mime_type="text/x-patch",
+    )
+    async def changes(session_id: str) -> bytes:
+        try:
+            registry = await server.backend.registry()
+            return await registry.patch(server.principal, session_id)
+        except Exception as error:
+            raise _resource_error(error, "changes") from error
 
 
 async def _transcript(server: ToolServer, session_id: str, after: int) -> str:

@@ -52,8 +52,12 @@ class Waited:
 
 
 def is_working(outcome: Outcome) -> bool:
-    """Whether waiting on may change the outcome; a session that awaits an approval needs its caller first."""
-    return outcome.state in (SessionState.STARTING, SessionState.RUNNING)
+    """Whether waiting on may change the outcome; one that awaits an approval needs its caller first.
+
+    Once the last question is answered, the agent takes the answer up by itself.
+    """
+    answered = outcome.state is SessionState.AWAITING_APPROVAL and not outcome.pending_approvals
+    return answered or outcome.state in (SessionState.STARTING, SessionState.RUNNING)
 
 
 async def wait_until_settled(

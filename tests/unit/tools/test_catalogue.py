@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from mcp import Client
 from mcp_types import Tool
 
 from server.errors import ErrorCode, RookeryError
+from server.models import Outcome, SessionState
 from tests.surface import ERAS, Era, error_of
 from tools.backend import Registry
 from tools.server import INSTRUCTIONS, build_server
@@ -19,10 +22,14 @@ READ_ONLY = {
     "get_costs",
     "list_files",
     "read_file",
+    "diff_files",
+    "export_changes",
+    "list_approvals",
+    "explain_policy",
 }
-DESTRUCTIVE = {"continue_session", "end_session"}
-STARTS_AGENTS = {"spawn_agent", "continue_session"}
-CHANGES_NOTHING_TWICE = READ_ONLY | {"interrupt_session", "end_session"}
+DESTRUCTIVE = {"continue_session", "end_session", "rewind_files", "write_file"}
+STARTS_AGENTS = {"spawn_agent", "continue_session", "fork_session", "answer_approval"}
+CHANGES_NOTHING_TWICE = READ_ONLY | {"interrupt_session", "end_session", "rewind_files", "write_file"}
 
 
 class FailedBackend:
@@ -86,9 +93,11 @@ async def test_the_list_is_the_same_each_time_and_in_both_eras(era: Era, tools: 
     assert listed == [tool.model_dump() for tool in tools.values()]
 
 
-def test_the_instructions_name_tools_that_there_are(tools: dict[str, Tool]) -> None:
-    named = {word.strip("().,:;`") for word in INSTRUCTIONS.replace("(", " ").split() if "_" in word}
-    assert {word for word in named if not word.startswith(("wait_s", "session_id", "request_id"))} <= set(tools)
+def test_the_instructions_name_only_what_there_is(tools: dict[str, Tool]) -> None:
+    arguments = {name for tool in tools.values() for name in tool.input_schema["properties"]}
+    known = set(tools) | arguments | set(Outcome.model_fields) | set(SessionState)
+    named = set(re.findall(r"[a-z]+(?:_[a-z]+)+", INSTRUCTIONS))
+    assert {"spawn_agent", "wait_for_sessions", "continue_session"} <= named <= known
 
 
 @pytest.mark.parametrize("era", ERAS)
