@@ -246,7 +246,9 @@ def compile_paths(patterns: tuple[PathPattern, ...], workspace: str, home: str) 
             for end, component in enumerate(lower[:-1])
             if component != "**"
         )
-        rooted.append((*(part for part in lower_root.split("/") if part), *lower))
+        steps = [part for part in lower_root.split("/") if part]
+        ancestors.extend("".join(f"/{re.escape(step)}" for step in steps[: end + 1]) for end in range(len(steps)))
+        rooted.append((*steps, *lower))
     return CompiledPaths(union(allowing), union(denying), union(ancestors), tuple(rooted))
 
 

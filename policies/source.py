@@ -93,7 +93,13 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, at: Location, lines: Lines,
         return [_value(loader, item, (*at, index), lines, file) for index, item in enumerate(node.value)]
     if node.tag not in _TAGS:
         raise PolicyError(f"the tag {node.tag} is not used here", file=file, line=line, remedy="quote the value")
+    if node.tag == _BOOL and node.value.lower() not in ("true", "false"):
+        # YAML 1.1 reads yes, no, on and off as booleans; as in YAML 1.2 they are words here.
+        return node.value
     return loader.construct_object(node, deep=True)
+
+
+_BOOL: Final = "tag:yaml.org,2002:bool"
 
 
 _TAGS: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null"))

@@ -63,7 +63,16 @@ def operands(invocation: Invocation) -> tuple[Operand, ...]:
         if name in programs.INTERPRETERS and invocation.danger is not None:
             for piece in _IN_CODE.findall(word.text)[:MAX_OPERANDS]:
                 found[Operand(piece, plain=False)] = None
+    if _searches_here(name, deep, invocation):
+        found[Operand(".", writes=False, deep=True, plain=False)] = None
     return tuple(found)
+
+
+def _searches_here(name: str, deep: bool, invocation: Invocation) -> bool:
+    """Whether a search was given no place, so that it takes the working directory."""
+    if not deep or name not in programs.SEARCHES or (invocation.command.fed and "grep" not in name):
+        return False
+    return sum(1 for word in invocation.words[1:] if not word.text.startswith("-")) < 2
 
 
 def _pieces(word: Word) -> Iterator[str]:

@@ -226,6 +226,9 @@ RECURSIVE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )  # fmt: skip
 """Programs that read everything below a directory: always (no flags listed) or with one of the flags."""
 
+SEARCHES: Final = frozenset({"grep", "egrep", "fgrep", "rg", "ag", "ack"})
+"""Programs that search the working directory when they are given a pattern and no place."""
+
 MOVES: Final = frozenset({"mv", "rm", "rmdir", "ln", "chmod", "chown", "chgrp", "cp", "rsync", "install", "unlink"})
 """Programs that move, remove or replace a directory with all that is in it."""
 
