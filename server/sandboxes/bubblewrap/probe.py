@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -34,7 +35,7 @@ _APPARMOR_REMEDY: Final = (
 )
 
 
-async def probe(provider: BubblewrapProvider, home: Path, cli: Path) -> list[Check]:
+async def probe(provider: BubblewrapProvider, cli: Path) -> list[Check]:
     """All findings, in the order in which they should be mended. The last tries a real sandbox; never raises."""
     if platform.system() != "Linux":
         found = f"{platform.system()}: bubblewrap exists on Linux only"
@@ -42,7 +43,7 @@ async def probe(provider: BubblewrapProvider, home: Path, cli: Path) -> list[Che
     checks = [Check("platform", True, f"Linux {platform.release()}, {platform.machine()}")]
     checks += await anyio.to_thread.run_sync(_look, cli)
     if all(check.ok for check in checks):
-        checks.append(await _trial(provider, home))
+        checks.append(await _trial(provider))
     return checks
 
 
@@ -125,26 +126,22 @@ def _trial_remedy() -> str:
     return "bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
 
 
-async def _trial(provider: BubblewrapProvider, home: Path) -> Check:
+async def _trial(provider: BubblewrapProvider) -> Check:
     """Make a sandbox, run the CLI in it for its version, remove it."""
     started = time.monotonic()
     session_id = probe_id()
     try:
-        directory = home / "system"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        address = directory / f"{session_id}.sock"
-        with socket.socket(socket.AF_UNIX) as listener:
+        # Not in the home: the path of a socket must be short.
+        with tempfile.TemporaryDirectory(prefix="rookery-") as directory, socket.socket(socket.AF_UNIX) as listener:
+            address = Path(directory) / "probe.sock"
             listener.bind(str(address))
-            try:
-                address.chmod(0o666)
-                with anyio.fail_after(_TRIAL_S):
-                    sandbox = await provider.create(SandboxSpec(session_id=session_id, gateway_socket=address))
-                    try:
-                        result = await sandbox.run([CLI, "--version"], timeout_s=_TRIAL_S)
-                    finally:
-                        await sandbox.destroy()
-            finally:
-                address.unlink(missing_ok=True)
+            address.chmod(0o666)
+            with anyio.fail_after(_TRIAL_S):
+                sandbox = await provider.create(SandboxSpec(session_id=session_id, gateway_socket=address))
+                try:
+                    result = await sandbox.run([CLI, "--version"], timeout_s=_TRIAL_S)
+                finally:
+                    await sandbox.destroy()
     except RookeryError as error:
         return Check("trial", False, f"{error.message} ({error.detail})", _trial_remedy())
     except (OSError, TimeoutError) as error:

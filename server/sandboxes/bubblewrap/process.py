@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -81,6 +82,7 @@ class SandboxProcess:
         self._streams = streams
         self._released = released
         self._disk = disk
+        self._disk_due = time.monotonic() + CHECK_INTERVAL_S
         self._loop = asyncio.get_running_loop()
         self._exited = anyio.Event()
         self._ending = anyio.Lock()
@@ -128,6 +130,7 @@ class SandboxProcess:
     async def read(self) -> bytes:
         """The next chunk of its stdout, at most 64 KiB; empty at the end."""
         while not self._closed:
+            await self._look_after_disk()
             # Nothing is awaited between taking the bytes and giving them, so a cancelled read loses none.
             try:
                 return self._streams.stdout.recv(READ_SIZE)
@@ -196,14 +199,16 @@ class SandboxProcess:
             signal.pidfd_send_signal(self._init.descriptor, signal.SIGKILL)
 
     async def _until_readable(self) -> None:
-        """Wait for output; meanwhile look after the disk, because the reader is who always waits."""
-        if self._disk is None:
-            await anyio.wait_readable(self._streams.stdout)
-            return
         with anyio.move_on_after(CHECK_INTERVAL_S):
             await anyio.wait_readable(self._streams.stdout)
+
+    async def _look_after_disk(self) -> None:
+        """About once a second, from the reader, because that is who always comes by."""
+        now = time.monotonic()
+        if self._disk is None or now < self._disk_due or self._exited.is_set():
             return
-        if not self._exited.is_set() and await self._disk.exceeded():
+        self._disk_due = now + CHECK_INTERVAL_S
+        if await self._disk.exceeded():
             self.note("the workspace grew beyond its disk limit, so its processes were ended")
             self.kill()
 
@@ -228,7 +233,7 @@ class SandboxProcess:
         self._stderr += data
         if len(self._stderr) > self._stderr_kept:
             self._stderr_dropped = True
-            del self._stderr[: -self._stderr_kept]
+            del self._stderr[: len(self._stderr) - self._stderr_kept]
 
     def _close(self) -> None:
         self._closed = True

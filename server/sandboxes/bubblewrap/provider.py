@@ -48,7 +48,7 @@ class BubblewrapProvider:
         # Asked for by `rookery doctor` and after failures only.
         from server.sandboxes.bubblewrap.probe import probe
 
-        return await probe(self, self._home, self._cli)
+        return await probe(self, self._cli)
 
     async def create(self, spec: SandboxSpec) -> BubblewrapSandbox:
         """Make a new, empty sandbox.
