@@ -150,7 +150,7 @@ FAULTY = {
     "rewrite of content": ("{id: a, effect: rewrite, tools: [Bash], set: {command: ls}}", "fields of Bash that can"),
     "bad host": ('{id: a, effect: allow, network: [{host: "10.0.0.1"}]}', "only host names"),
     "paths without interception": ('{id: a, effect: allow, network: [{host: a.test, paths: [/x]}]}', "intercept"),
-    "false example": ('{id: a, effect: deny, tools: [Read], when: {path: [/x]}, examples: {match: [Read(/y)]}}', "mend"),
+    "false example": ("{id: a, effect: deny, tools: [Bash], when: {argv: [ls]}, examples: {match: [Bash(x)]}}", "mend"),
     "text as number": ("{id: 1, effect: allow, tools: [Read]}", "quote it"),
     "empty tools": ("{id: a, effect: allow, tools: []}", "tools"),
 }  # fmt: skip
