@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Update, delete, insert, select, update
-from sqlalchemy import case as sql_case
+from sqlalchemy import BigInteger, Connection, Row, Update, and_, bindparam, delete, insert, or_, select, update
 
 from server.budgets import WARNING_LEVELS, Cap, Claim, Reservation, Scope, Shortage, Standing, fit
 from server.models import NANO_USD, EventKind, LedgerEntry, Usage
@@ -38,40 +38,95 @@ class Budgets(Room):
         return await self._database.read(_session_standing, session_id)
 
 
-def _reserve(connection: Connection, claim: Claim, at: datetime) -> Reservation | Shortage:
-    capped = _accounts(connection, claim)
-    _open(connection, [account for account, _, _ in capped])
-    standings = _standings(connection, capped, lock=True)
-    granted = fit(claim, standings)
-    if isinstance(granted, Shortage):
-        return granted
-    nano_usd, tokens = claim.nano_usd(granted), claim.input_tokens + granted
-    taken = connection.execute(_take(capped, nano_usd, tokens))
-    if taken.rowcount != len(capped):
-        # Not reached while the rows are locked; the condition in the UPDATE is what makes it safe without.
-        raise RuntimeError("a budget changed while it was locked")
-    connection.execute(
-        insert(reservations).values(
-            id=claim.id,
-            owner=claim.owner,
-            principal=claim.principal,
-            session_id=claim.session_id,
-            root_id=claim.root_id,
-            turn=claim.turn,
-            model=claim.model,
-            input_tokens=claim.input_tokens,
-            output_tokens=granted,
-            nano_usd=nano_usd,
-            priced=claim.output_nano_usd is not None,
-            accounts=[account for account, _, _ in capped],
-            created_at=at,
-        )
+_TABLE: Final = budget_accounts.c
+
+_SESSION: Final = select(sessions.c.parent_id, sessions.c.forked_from, sessions.c.budget_nano_usd).where(
+    sessions.c.id == bindparam("key")
+)
+_CAP: Final = select(sessions.c.budget_nano_usd).where(sessions.c.id == bindparam("key"))
+_ACCOUNTS: Final = select(budget_accounts).where(_TABLE.id.in_(bindparam("ids", expanding=True))).order_by(_TABLE.id)
+_LOCKED_ACCOUNTS: Final = _ACCOUNTS.with_for_update()
+_RESERVE: Final = insert(reservations)
+_RELEASE: Final = (
+    delete(reservations)
+    .where(reservations.c.id == bindparam("key"))
+    .returning(
+        reservations.c.accounts, reservations.c.nano_usd, reservations.c.input_tokens, reservations.c.output_tokens
     )
-    return Reservation(id=claim.id, output_tokens=granted, nano_usd=nano_usd, tokens=tokens)
+)
+_SETTLE: Final = (
+    update(budget_accounts)
+    .where(_TABLE.id.in_(bindparam("ids", expanding=True)))
+    .values(
+        spent_nano_usd=_TABLE.spent_nano_usd + bindparam("nano_usd"),
+        spent_tokens=_TABLE.spent_tokens + bindparam("tokens"),
+        reserved_nano_usd=_TABLE.reserved_nano_usd - bindparam("held_nano_usd"),
+        reserved_tokens=_TABLE.reserved_tokens - bindparam("held_tokens"),
+    )
+)
+_SPENT: Final = (
+    select(sessions.c.id, sessions.c.turn, sessions.c.budget_nano_usd, _TABLE.spent_nano_usd)
+    .join(budget_accounts, _TABLE.id == f"{Scope.SESSION}:" + sessions.c.id)
+    .where(sessions.c.id.in_(bindparam("ids", expanding=True)), sessions.c.budget_nano_usd > 0)
+)
+"""Statements are made once: making them takes longer than running them."""
+
+
+@cache
+def _take(accounts: int) -> Update:
+    """One UPDATE that reserves in as many accounts, each only if it has room; their number tells whether all had."""
+    nano_usd, tokens = bindparam("nano_usd", type_=BigInteger), bindparam("tokens", type_=BigInteger)
+    spent, counted = _TABLE.spent_nano_usd + _TABLE.reserved_nano_usd, _TABLE.spent_tokens + _TABLE.reserved_tokens
+    with_room = [
+        and_(
+            _TABLE.id == bindparam(f"id_{number}"),
+            spent + nano_usd <= bindparam(f"nano_usd_cap_{number}", type_=BigInteger),
+            counted + tokens <= bindparam(f"tokens_cap_{number}", type_=BigInteger),
+        )
+        for number in range(accounts)
+    ]
+    taken = {
+        "reserved_nano_usd": _TABLE.reserved_nano_usd + nano_usd,
+        "reserved_tokens": _TABLE.reserved_tokens + tokens,
+    }
+    return update(budget_accounts).where(or_(*with_room)).values(taken)
 
 
 Capped = tuple[str, Scope, Cap]
 """An account's id with its cap."""
+
+
+def _reserve(connection: Connection, claim: Claim, at: datetime) -> Reservation | Shortage:
+    capped = _accounts(connection, claim)
+    granted = fit(claim, _standings(connection, capped))
+    if isinstance(granted, Shortage):
+        return granted
+    nano_usd, tokens = claim.nano_usd(granted), claim.input_tokens + granted
+    values: dict[str, str | int] = {"nano_usd": nano_usd, "tokens": tokens}
+    for number, (account, _, cap) in enumerate(capped):
+        values[f"id_{number}"] = account
+        values[f"nano_usd_cap_{number}"] = UNLIMITED if cap.nano_usd is None else cap.nano_usd
+        values[f"tokens_cap_{number}"] = UNLIMITED if cap.tokens is None else cap.tokens
+    if connection.execute(_take(len(capped)), values).rowcount != len(capped):
+        # Not reached while the rows are locked; the condition in the UPDATE is what makes it safe without.
+        raise RuntimeError("a budget changed while it was locked")
+    row = {
+        "id": claim.id,
+        "owner": claim.owner,
+        "principal": claim.principal,
+        "session_id": claim.session_id,
+        "root_id": claim.root_id,
+        "turn": claim.turn,
+        "model": claim.model,
+        "input_tokens": claim.input_tokens,
+        "output_tokens": granted,
+        "nano_usd": nano_usd,
+        "priced": claim.output_nano_usd is not None,
+        "accounts": [account for account, _, _ in capped],
+        "created_at": at,
+    }
+    connection.execute(_RESERVE, row)
+    return Reservation(id=claim.id, output_tokens=granted, nano_usd=nano_usd, tokens=tokens)
 
 
 def _accounts(connection: Connection, claim: Claim) -> list[Capped]:
@@ -95,42 +150,25 @@ def _lineage(connection: Connection, session_id: str) -> list[tuple[str, int | N
     found: list[tuple[str, int | None]] = []
     current: str | None = session_id
     charged = True
-    for _ in range(MAX_ANCESTORS):
-        if current is None:
-            break
-        query = select(sessions.c.parent_id, sessions.c.forked_from, sessions.c.budget_nano_usd)
-        row = connection.execute(query.where(sessions.c.id == current)).first()
-        if row is None:
-            if charged:
-                found.append((current, None))
-            break
+    while current is not None and len(found) < MAX_ANCESTORS:
+        row = connection.execute(_SESSION, {"key": current}).first()
         if charged:
-            found.append((current, row.budget_nano_usd))
+            found.append((current, None if row is None else row.budget_nano_usd))
+        if row is None:
+            break
         charged = row.forked_from is None
         current = row.parent_id
     return found
 
 
-def _take(capped: Sequence[Capped], nano_usd: int, tokens: int) -> Update:
-    """One UPDATE that reserves in every account which has room, and in no other."""
-    table = budget_accounts.c
-    dollars = {account: cap.nano_usd for account, _, cap in capped if cap.nano_usd is not None}
-    counts = {account: cap.tokens for account, _, cap in capped if cap.tokens is not None}
-    conditions: list[ColumnElement[bool]] = [table.id.in_([account for account, _, _ in capped])]
-    if dollars:
-        room = sql_case(dollars, value=table.id, else_=UNLIMITED) - table.spent_nano_usd - table.reserved_nano_usd
-        conditions.append(room >= nano_usd)
-    if counts:
-        room = sql_case(counts, value=table.id, else_=UNLIMITED) - table.spent_tokens - table.reserved_tokens
-        conditions.append(room >= tokens)
-    return (
-        update(budget_accounts)
-        .where(*conditions)
-        .values(
-            reserved_nano_usd=table.reserved_nano_usd + nano_usd,
-            reserved_tokens=table.reserved_tokens + tokens,
-        )
-    )
+def _standings(connection: Connection, capped: Sequence[Capped]) -> list[Standing]:
+    """How accounts stand, their rows locked. Those that are not there yet are opened."""
+    ids = [account for account, _, _ in capped]
+    rows = {row.id: row for row in connection.execute(_LOCKED_ACCOUNTS, {"ids": ids})}
+    if len(rows) < len(ids):
+        _open(connection, ids)
+        rows = {row.id: row for row in connection.execute(_LOCKED_ACCOUNTS, {"ids": ids})}
+    return [_standing(rows[account], scope, cap) for account, scope, cap in capped]
 
 
 def _open(connection: Connection, accounts: Sequence[str]) -> None:
@@ -139,22 +177,21 @@ def _open(connection: Connection, accounts: Sequence[str]) -> None:
     connection.execute(statement, [{"id": account, **zero} for account in accounts])
 
 
-def _standings(connection: Connection, capped: Sequence[Capped], *, lock: bool) -> list[Standing]:
-    query = select(budget_accounts).where(budget_accounts.c.id.in_([account for account, _, _ in capped]))
-    query = query.order_by(budget_accounts.c.id)
-    rows = {row.id: row for row in connection.execute(query.with_for_update() if lock else query)}
-    standings: list[Standing] = []
-    for account, scope, cap in capped:
-        row = rows.get(account)
-        figures = {} if row is None else {name: value for name, value in row._mapping.items() if name != "id"}
-        standings.append(Standing(scope=scope, cap=cap, **figures))
-    return standings
+def _standing(row: Row[Any], scope: Scope, cap: Cap) -> Standing:
+    return Standing(
+        scope=scope,
+        cap=cap,
+        spent_nano_usd=row.spent_nano_usd,
+        reserved_nano_usd=row.reserved_nano_usd,
+        spent_tokens=row.spent_tokens,
+        reserved_tokens=row.reserved_tokens,
+    )
 
 
 def _session_standing(connection: Connection, session_id: str) -> Standing:
-    cap = connection.execute(select(sessions.c.budget_nano_usd).where(sessions.c.id == session_id)).scalar()
-    capped = [(account_id(Scope.SESSION, session_id), Scope.SESSION, Cap(nano_usd=cap))]
-    return _standings(connection, capped, lock=False)[0]
+    cap = Cap(nano_usd=connection.execute(_CAP, {"key": session_id}).scalar())
+    row = connection.execute(_ACCOUNTS, {"ids": [account_id(Scope.SESSION, session_id)]}).first()
+    return Standing(scope=Scope.SESSION, cap=cap) if row is None else _standing(row, Scope.SESSION, cap)
 
 
 def settle(connection: Connection, entry: LedgerEntry) -> list[str]:
@@ -165,40 +202,26 @@ def settle(connection: Connection, entry: LedgerEntry) -> list[str]:
     Returns:
         Ids of the sessions whose log got a warning.
     """
-    held = connection.execute(
-        delete(reservations)
-        .where(reservations.c.id == entry.id)
-        .returning(
-            reservations.c.accounts, reservations.c.nano_usd, reservations.c.input_tokens, reservations.c.output_tokens
-        )
-    ).first()
-    accounts = held.accounts if held is not None else _accounts_of(connection, entry)
+    held = connection.execute(_RELEASE, {"key": entry.id}).first()
+    accounts = _accounts_of(connection, entry) if held is None else held.accounts
     if held is None:
         _open(connection, accounts)
     spent = entry.nano_usd or 0
-    table = budget_accounts.c
-    connection.execute(
-        update(budget_accounts)
-        .where(table.id.in_(accounts))
-        .values(
-            spent_nano_usd=table.spent_nano_usd + spent,
-            spent_tokens=table.spent_tokens + tokens_of(entry),
-            reserved_nano_usd=table.reserved_nano_usd - (0 if held is None else held.nano_usd),
-            reserved_tokens=table.reserved_tokens - (0 if held is None else held.input_tokens + held.output_tokens),
-        )
-    )
+    values = {
+        "ids": accounts,
+        "nano_usd": spent,
+        "tokens": tokens_of(entry),
+        "held_nano_usd": 0 if held is None else held.nano_usd,
+        "held_tokens": 0 if held is None else held.input_tokens + held.output_tokens,
+    }
+    connection.execute(_SETTLE, values)
     return _warn(connection, accounts, spent, entry.ended_at) if spent else []
 
 
 def _warn(connection: Connection, accounts: Sequence[str], spent: int, at: datetime) -> list[str]:
     named = [key for account in accounts if (key := _session_of(account)) is not None]
-    query = (
-        select(sessions.c.id, sessions.c.turn, sessions.c.budget_nano_usd, budget_accounts.c.spent_nano_usd)
-        .join(budget_accounts, budget_accounts.c.id == f"{Scope.SESSION}:" + sessions.c.id)
-        .where(sessions.c.id.in_(named), sessions.c.budget_nano_usd > 0)
-    )
     warned: list[str] = []
-    for row in connection.execute(query):
+    for row in connection.execute(_SPENT, {"ids": named}).all():
         before = (row.spent_nano_usd - spent) * 100 // row.budget_nano_usd
         after = row.spent_nano_usd * 100 // row.budget_nano_usd
         passed = [level for level in WARNING_LEVELS if before < level <= after]

@@ -289,4 +289,9 @@ async def _open_postgres(url: URL) -> AsyncIterator[PostgresDatabase]:
 
 def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """An INSERT that knows ``ON CONFLICT``, which SQLAlchemy offers for each database apart."""
-    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+    return insert_for(connection.dialect.name, table)
+
+
+def insert_for(dialect: str, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """As :func:`insert`, for a statement that is made once and kept."""
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Executable, Row, Select, Table, case, func, or_, select
 
 from server.models import NANO_USD, Cost, LedgerEntry
 from server.store.budgets import lost_entry, settle
-from server.store.database import insert
+from server.store.database import insert_for
 from server.store.room import Room
 from server.store.tables import SUMS, cost_totals, ledger, principal_totals, reservations, servers
 
@@ -108,8 +109,7 @@ def _record(connection: Connection, entry: LedgerEntry) -> list[str]:
     """Write an entry, its sums, and settle its reservation; the sessions that changed, none if it was there."""
     values = {name: value for name, value in dict(entry).items() if name != "usage"}
     values |= {name: getattr(entry.usage, name) for name in _TOKENS}
-    written = insert(connection, ledger).values(values).on_conflict_do_nothing(index_elements=["id"])
-    if connection.execute(written.returning(ledger.c.id)).first() is None:
+    if connection.execute(_new_entry(connection.dialect.name), values).first() is None:
         return []
     added = {
         "nano_usd": entry.nano_usd or 0,
@@ -123,12 +123,22 @@ def _record(connection: Connection, entry: LedgerEntry) -> list[str]:
     }
     group = {"model": entry.model, "day": entry.started_at.astimezone(UTC).date().isoformat()}
     owner = {"principal": entry.principal}
-    _add(connection, cost_totals, group | owner | {"session_id": entry.session_id, "root_id": entry.root_id}, added)
-    _add(connection, principal_totals, group | owner, added)
+    dialect = connection.dialect.name
+    session = {"session_id": entry.session_id, "root_id": entry.root_id}
+    connection.execute(_sums(dialect, cost_totals), group | owner | session | added)
+    connection.execute(_sums(dialect, principal_totals), group | owner | added)
     return [entry.session_id, *settle(connection, entry)]
 
 
-def _add(connection: Connection, table: Table, group: dict[str, str], added: dict[str, int]) -> None:
-    statement = insert(connection, table).values(group | added)
+@cache
+def _new_entry(dialect: str) -> Executable:
+    """Writes an entry unless it is there; made once, for making a statement takes longer than running it."""
+    return insert_for(dialect, ledger).on_conflict_do_nothing(index_elements=["id"]).returning(ledger.c.id)
+
+
+@cache
+def _sums(dialect: str, table: Table) -> Executable:
+    """Adds to a row of running sums, or begins it."""
+    statement = insert_for(dialect, table)
     sums = {name: table.c[name] + statement.excluded[name] for name in SUMS}
-    connection.execute(statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums))
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums)
