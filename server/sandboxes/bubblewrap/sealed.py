@@ -26,7 +26,7 @@ _MODE: Final = 0o111
 _CLONE: Final = 0x4004_9409
 """``FICLONE`` of ``linux/fs.h``: share the blocks, where the file system can."""
 _COPY_STEP: Final = 1 << 30
-_KEPT: Final = 3
+_KEPT: Final = 2
 """Versions kept; older ones go when a new one comes. Running sandboxes are not disturbed by that."""
 
 
