@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from server.gateway.prices import PriceBook
     from server.gateway.requests import Outbound
 
-MILLION: Final = 1_000_000
-
 PATIENCE_S: Final = 120.0
 """How long a request waits for others to be settled. The CLI itself waits ten minutes for an answer to begin."""
 
@@ -99,8 +97,7 @@ class Admission:
         model = outbound.model or ""
         tokens = estimate_input_tokens(outbound.body, len(outbound.content))
         usage = _dearest(outbound, tokens)
-        cost = self._prices.price(model, usage, at)
-        more = self._prices.price(model, usage + Usage(output_tokens=MILLION), at)
+        rates = self._prices.rates(model, usage, at)
         return Claim(
             id=request_id,
             owner=self._owner,
@@ -113,8 +110,8 @@ class Admission:
             input_tokens=tokens,
             output_tokens=outbound.max_tokens,
             least_output_tokens=min(LEAST_VISIBLE, outbound.max_tokens),
-            input_nano_usd=0 if cost is None else cost.nano_usd,
-            output_nano_usd=None if cost is None or more is None else more.nano_usd - cost.nano_usd,
+            input_nano_usd=0 if rates is None else rates[0],
+            output_nano_usd=None if rates is None else rates[1],
             caps=self._caps,
         )
 

@@ -152,7 +152,7 @@ def _protocol() -> type[asyncio.Protocol]:
             self._head_deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
-            super().connection_made(transport)
+            super().connection_made(Corked(transport, self.loop))
             self.client = _peer(transport)
             self._head_deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
 
@@ -167,6 +167,58 @@ def _protocol() -> type[asyncio.Protocol]:
                 self.transport.close()
 
     return Protocol
+
+
+class Corked(asyncio.Transport):
+    """A transport that sends once in each round of the event loop what was written during it.
+
+    A stream comes in many small events, several with each read from the upstream; a system call for each would cost
+    more than all else that is done with them.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._written: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep until the end of this round."""
+        if not data:
+            return
+        if not self._written:
+            self._loop.call_soon(self._send)
+        self._written.append(bytes(data))
+
+    def _send(self) -> None:
+        written, self._written = self._written, []
+        if written and not self._transport.is_closing():
+            self._transport.write(b"".join(written))
+
+    def close(self) -> None:
+        """Send what is kept, then close."""
+        self._send()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        """Receive nothing for now."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Receive again."""
+        self._transport.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """What the transport below knows."""
+        return self._transport.get_extra_info(name, default)
 
 
 def _peer(transport: asyncio.BaseTransport) -> tuple[str, int] | None:

@@ -17,7 +17,11 @@ from server.errors import ErrorCode, RookeryError
 from server.models import NANO_USD, Usage
 
 if TYPE_CHECKING:
+    from genai_prices.types import PriceCalculation
+
     from server.settings import Settings
+
+MILLION: Final = 1_000_000
 
 _VARIANT: Final = re.compile(r"\[[^\]]*\]$")
 """What the CLI appends to a model's name for itself, as in ``claude-sonnet-5[1m]``."""
@@ -76,6 +80,20 @@ class PriceBook:
             return Price(fixed.nano_usd(usage), f"settings {name}")
         return _table_price(name, usage, at)
 
+    def rates(self, model: str, usage: Usage, at: datetime) -> tuple[int, int] | None:
+        """What the input in ``usage`` costs, and a million output tokens beside it; None when there is no price."""
+        million = usage.model_copy(update={"output_tokens": MILLION})
+        name = _VARIANT.sub("", model)
+        fixed = self.fixed.get(name)
+        if fixed is not None:
+            both, output = fixed.nano_usd(million), fixed.nano_usd(Usage(output_tokens=MILLION))
+            return both - output, output
+        calculation = _calculation(name, million, at)
+        if calculation is None:
+            return None
+        output = _ceiling(calculation.output_price)
+        return _ceiling(calculation.total_price) - output, output
+
     def knows(self, model: str, at: datetime) -> bool:
         """Whether the model has a price."""
         return self.price(model, Usage(), at) is not None
@@ -107,10 +125,19 @@ def price_book(settings: Settings) -> PriceBook:
 
 
 def _table_price(name: str, usage: Usage, at: datetime) -> Price | None:
+    calculation = _calculation(name, usage, at)
+    if calculation is None:
+        return None
+    import genai_prices
+
+    return Price(_ceiling(calculation.total_price), f"genai-prices {genai_prices.__version__} {calculation.model.id}")
+
+
+def _calculation(name: str, usage: Usage, at: datetime) -> PriceCalculation | None:
     import genai_prices
 
     try:
-        calculation = genai_prices.calc_price(
+        return genai_prices.calc_price(
             genai_prices.Usage(
                 # The table counts all input together and takes the cached parts out again.
                 input_tokens=usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens,
@@ -126,7 +153,6 @@ def _table_price(name: str, usage: Usage, at: datetime) -> Price | None:
         )
     except LookupError:
         return None
-    return Price(_ceiling(calculation.total_price), f"genai-prices {genai_prices.__version__} {calculation.model.id}")
 
 
 def _ceiling(usd: Decimal) -> int:
