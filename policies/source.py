@@ -17,6 +17,9 @@ MAX_DEPTH: Final = 20
 
 Location = tuple[str | int, ...]
 
+_Loader: Final[type[yaml.SafeLoader]] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The loader in C where PyYAML was built with it."""
+
 
 class Lines:
     """Where in a text each value stands."""
@@ -43,19 +46,11 @@ def read_yaml(text: str, file: str) -> tuple[Any, Lines]:
     """
     if len(text) > MAX_TEXT:
         raise PolicyError(f"the file is larger than {MAX_TEXT:,} characters", file=file, remedy="split the policy")
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-                raise PolicyError(
-                    "anchors and aliases are not used here",
-                    file=file,
-                    line=event.start_mark.line + 1 if event.start_mark else None,
-                    remedy="write the value out",
-                )
         node = loader.get_single_node()
         lines = Lines()
-        return (None if node is None else _value(loader, node, (), lines, file)), lines
+        return (None if node is None else _value(loader, node, (), lines, file, set())), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise PolicyError(
@@ -72,9 +67,13 @@ def read_yaml(text: str, file: str) -> tuple[Any, Lines]:
         loader.dispose()
 
 
-def _value(loader: yaml.SafeLoader, node: yaml.Node, at: Location, lines: Lines, file: str) -> Any:
+def _value(loader: yaml.SafeLoader, node: yaml.Node, at: Location, lines: Lines, file: str, seen: set[int]) -> Any:
     line = node.start_mark.line + 1
     lines.note(at, line)
+    if id(node) in seen:
+        # An alias is the very node that its anchor named; used often enough, a small file grows without bound.
+        raise PolicyError("aliases are not used here", file=file, line=line, remedy="write the value out")
+    seen.add(id(node))
     if len(at) > MAX_DEPTH:
         raise PolicyError("the file is nested too deeply", file=file, line=line)
     if isinstance(node, yaml.MappingNode):
@@ -86,11 +85,11 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, at: Location, lines: Lines,
                 raise PolicyError("a key must be a plain word", file=file, line=key_line)
             if key in result:
                 raise PolicyError(f"the key {key!r} stands here twice", file=file, line=key_line, remedy="keep one")
-            result[key] = _value(loader, value_node, (*at, key), lines, file)
+            result[key] = _value(loader, value_node, (*at, key), lines, file, seen)
             lines.note((*at, key), key_line)
         return result
     if isinstance(node, yaml.SequenceNode):
-        return [_value(loader, item, (*at, index), lines, file) for index, item in enumerate(node.value)]
+        return [_value(loader, item, (*at, index), lines, file, seen) for index, item in enumerate(node.value)]
     if node.tag not in _TAGS:
         raise PolicyError(f"the tag {node.tag} is not used here", file=file, line=line, remedy="quote the value")
     if node.tag == _BOOL and node.value.lower() not in ("true", "false"):

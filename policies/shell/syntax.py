@@ -435,6 +435,9 @@ class _Reader:
         """The redirection, and words of the command that the grammar hung behind its target."""
         operator = ""
         targets: list[Word] = []
+        before = self._source[max(node.start_byte - 1, 0) : node.start_byte]
+        if before.isdigit() or before == b"}":
+            self._doubt("a redirection that may have a descriptor")
         end: int | None = None
         for child in node.children:
             gap = _WORD_GAP if targets else _TIGHT_GAP
