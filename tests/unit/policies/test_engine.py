@@ -91,9 +91,9 @@ def test_a_role_narrows_to_its_tools_and_to_its_rules() -> None:
 def test_a_rule_may_hold_only_after_a_tool_was_used() -> None:
     policy = policy_of(
         WHOLE_SHELL,
-        "{id: web, effect: deny, tools: [Bash], when: {argv: [git, push], after: {tool: WebFetch}}, because: refused}",
-        "{id: soon, effect: deny, tools: [Bash], when: {argv: [ls], after: {tool: mcp__x, within: 1m}}, because: refused}",
-        "{id: turn, effect: deny, tools: [Bash], when: {argv: [id], after: {tool: Task, within: turn}}, because: refused}",
+        "{id: web, effect: deny, tools: [Bash], when: {argv: [git, push], after: {tool: WebFetch}}}",
+        "{id: soon, effect: deny, tools: [Bash], when: {argv: [ls], after: {tool: mcp__x, within: 1m}}}",
+        "{id: turn, effect: deny, tools: [Bash], when: {argv: [id], after: {tool: Task, within: turn}}}",
     )
     assert bash("git push", policy).effect is ALLOW
     history = (ToolUse("WebFetch", 0, 1), ToolUse("mcp__x__y", 100, 1), ToolUse("Task", 100, 1))
@@ -107,7 +107,7 @@ def test_a_rule_may_hold_only_after_a_tool_was_used() -> None:
 def test_a_rule_may_count_what_was_used_those_in_flight_included() -> None:
     policy = policy_of(
         "{id: agents, effect: allow, tools: [Agent]}",
-        "{id: few, effect: deny, tools: [Agent], when: {count: {tool: Agent, at_least: 2, within: turn}}, because: two}",
+        "{id: few, effect: deny, tools: [Agent], when: {count: {tool: Agent, at_least: 2, within: turn}}}",
     )
     used = (ToolUse("Agent", 0, 3), ToolUse("Read", 0, 3))
     assert call("Agent", policy, Facts(history=used, turn=3), prompt="x").effect is ALLOW
@@ -160,7 +160,8 @@ def test_rewrites_of_several_layers_all_apply() -> None:
 def test_a_rewrite_narrows_the_hosts_of_a_search() -> None:
     policy = policy_of(
         "{id: s, effect: allow, tools: [WebSearch, Grep]}",
-        "{id: d, effect: rewrite, tools: [WebSearch], set: {allowed_domains: [docs.test.org], blocked_domains: [x.test]}}",
+        "{id: d, effect: rewrite, tools: [WebSearch], set: {allowed_domains: [docs.test.org]}}",
+        "{id: b, effect: rewrite, tools: [WebSearch], set: {blocked_domains: [x.test]}}",
         "{id: g, effect: rewrite, tools: [Grep], set: {head_limit: 20}}",
     )
     decision = call("WebSearch", policy, query="q", allowed_domains=["docs.test.org", "evil.test"])
@@ -318,7 +319,7 @@ def test_layers_keep_their_names_and_do_not_pile_up_over_generations() -> None:
     assert len(grandchild.layers) == 2
     other = combine(parent=parent, session=load_policy("read-only"))
     assert [layer.name for layer in other.layers] == ["parent organisation", "parent profile", "session"]
-    assert call("Write", other, file_path="a", content="").layer == "session"
+    assert bash("ls", other).layer == "session"
 
 
 def test_a_digest_names_what_decides() -> None:
@@ -350,8 +351,8 @@ def test_the_knob_for_what_cannot_be_proved() -> None:
     decision = bash("npm test $FOO", asking)
     assert (decision.effect, decision.rule) == (ASK, "rookery:unprovable")
     assert bash("npm publish", asking).effect is DENY
-    denying = policy_of("{id: p, effect: deny, tools: [Bash], when: {argv: [npm, publish]}, because: refused}", NPM_TEST,
-                        head="unprovable: ask")  # fmt: skip
+    publish = "{id: p, effect: deny, tools: [Bash], when: {argv: [npm, publish]}, because: refused}"
+    denying = policy_of(publish, NPM_TEST, head="unprovable: ask")
     assert bash("npm test $(npm publish)", denying).rule == "p"
     assert bash("$X", policy_of(head="unprovable: ask")).effect is DENY
 
