@@ -143,4 +143,6 @@ async def adopt_sandbox(services: Services, session: SessionRecord, sandbox: San
     """
     if session.workspace is not None:
         await fill(sandbox, session.workspace, services.settings)
-    await services.store.update_session(session.id, sandbox=dict(sandbox.reference))
+    reference = dict(sandbox.reference)
+    if session.sandbox != reference:
+        await services.store.update_session(session.id, sandbox=reference)

@@ -82,7 +82,8 @@ class Registry(SessionReader):
         await self._fleet.make_room()
         warm = self._fleet.pool.take(launch_options(session, policy, self._services.settings.model))
         if warm is not None:
-            session = session.model_copy(update={"id": warm.session_id, "root_id": warm.session_id})
+            adopted = {"id": warm.session_id, "root_id": warm.session_id, "sandbox": dict(warm.sandbox.reference)}
+            session = session.model_copy(update=adopted)
             turn = turn.model_copy(update={"session_id": warm.session_id})
         # From the row on, the session must get its actor, whatever becomes of the one who asked.
         with anyio.CancelScope(shield=True):

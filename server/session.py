@@ -134,6 +134,8 @@ class SessionActor:
             self._take_unstarted()
             self._receive.close()
             with anyio.CancelScope(shield=True):
+                if self._warm is not None:
+                    await self._warm.closing.aclose()
                 await self._settle()
             self.stopped.set()
 
@@ -193,7 +195,8 @@ class SessionActor:
         live.grant.bind(session_id=session.id, root_id=session.root_id, principal=session.principal)
         live.gate.authority = self._authority
         self._grant, self._agent = live.grant, live.agent
-        await self._services.store.update_session(session.id, resident=True)
+        if session.state is not SessionState.STARTING:
+            await self._services.store.update_session(session.id, resident=True)
 
     async def _place(self) -> Sandbox:
         """The session's sandbox, which tells ``placed`` whether there is one."""
@@ -319,7 +322,7 @@ class SessionActor:
             return
         self._arm(turn)
         if self.session.state is SessionState.STARTING:
-            self.session = await self._services.store.move(self.session.id, SessionState.RUNNING)
+            self.session = await self._services.store.move(self.session.id, SessionState.RUNNING, resident=True)
         if turn.interrupted:
             await self._finish()
             return
