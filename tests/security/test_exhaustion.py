@@ -15,8 +15,7 @@ from server.errors import ErrorCode, RookeryError
 from server.sandboxes.base import Limits
 from server.sandboxes.bubblewrap.cgroups import ControlGroups
 from server.sandboxes.bubblewrap.sandbox import BubblewrapSandbox
-from tests.sandboxes import PATIENCE_S, python, sandbox_in, shell
-from tests.security.test_escape import processes_of
+from tests.sandboxes import PATIENCE_S, processes_of, python, sandbox_in, shell
 
 SMALL = Limits(memory_mb=256, processes=32, cpus=0.5, disk_mb=16)
 

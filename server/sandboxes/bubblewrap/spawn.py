@@ -211,22 +211,42 @@ async def _abandon(spawned: _Spawned) -> int | None:
         # A launcher that failed ends by itself, and its own status says more than ours.
         await anyio.wait_readable(spawned.descriptor)
     if spawned.monitor.poll() is None:
-        _kill_with_children(spawned.monitor)
-    with anyio.move_on_after(_START_TIMEOUT_S):
-        await anyio.wait_readable(spawned.descriptor)
+        with contextlib.ExitStack() as stack, anyio.move_on_after(_START_TIMEOUT_S):
+            try:
+                children = await _children_of_stopped(spawned.monitor, stack)
+                for child in children:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(child, signal.SIGKILL)
+            finally:
+                spawned.monitor.kill()
+            for child in children:
+                await anyio.wait_readable(child)
+            await anyio.wait_readable(spawned.descriptor)
     return spawned.monitor.poll()
 
 
-def _kill_with_children(monitor: subprocess.Popen[bytes]) -> None:
-    """Kill bubblewrap and the namespace's first process, which for a moment is not yet bound to its parent's life.
+async def _children_of_stopped(monitor: subprocess.Popen[bytes], stack: contextlib.ExitStack) -> list[int]:
+    """Stop bubblewrap, so that it makes no more children and reaps none; pidfds of those it has.
 
-    A stopped process makes no children, and its children cannot be reaped: so their ids are what they say.
+    They have to be ended by name, because the namespace's first process is for a moment not yet bound to the life of
+    its parent.
     """
     monitor.send_signal(signal.SIGSTOP)
     with contextlib.suppress(OSError):
-        for child in Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGKILL)
-    monitor.kill()
+        while "\nState:\tT" not in _from_proc(monitor, "status"):
+            if monitor.poll() is not None:
+                return []
+            await anyio.sleep(0.001)
+        children = []
+        for child in _from_proc(monitor, f"task/{monitor.pid}/children").split():
+            children.append(os.pidfd_open(int(child)))
+            stack.callback(os.close, children[-1])
+        return children
+    return []
+
+
+def _from_proc(process: subprocess.Popen[bytes], name: str) -> str:
+    return Path("/proc", str(process.pid), name).read_text()
 
 
 def _said(stderr: socket.socket) -> str:
