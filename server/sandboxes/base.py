@@ -8,7 +8,8 @@ shown to a model as the output of a command.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,6 +22,9 @@ CONFIG_DIR: Final = "/home/agent/.claude"
 
 GATEWAY_SOCKET: Final = "/run/rookery/gateway.sock"
 """Where the model gateway listens, seen from inside the sandbox (``ANTHROPIC_UNIX_SOCKET``)."""
+
+EGRESS_PORT: Final = 3128
+"""TCP port of the sandbox's own loopback where its egress proxy answers, when it has one."""
 
 CLI: Final = "/opt/rookery/claude"
 """The Claude Code CLI inside every sandbox, read-only."""
@@ -118,6 +122,18 @@ class AgentProcess(Protocol):
         ...
 
 
+class Outlet(Protocol):
+    """What answers at :data:`EGRESS_PORT` of a sandbox: the only way out of it beside the gateway's socket."""
+
+    def serve(self, listener: socket.socket) -> Callable[[], None]:
+        """Take the connections of a listening socket, which the outlet owns from now on.
+
+        Returns:
+            Ends that: closes the socket and all connections that came from it. May be called more than once.
+        """
+        ...
+
+
 class Sandbox(Protocol):
     """One sandbox. All its methods raise ``sandbox_lost`` when the machine is gone."""
 
@@ -132,7 +148,12 @@ class Sandbox(Protocol):
         ...
 
     async def start_agent(
-        self, argv: Sequence[str], env: Mapping[str, str], *, config_files: Mapping[str, bytes] | None = None
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        config_files: Mapping[str, bytes] | None = None,
+        outlet: Outlet | None = None,
     ) -> AgentProcess:
         """Start ``argv`` with exactly ``env`` as the agent, in :data:`WORKSPACE`, with a clean :data:`CONFIG_DIR`.
 
@@ -140,6 +161,7 @@ class Sandbox(Protocol):
             argv: the command; the first word is :data:`CLI` or a program of the sandbox.
             env: the whole environment beside what the provider itself sets (PATH, HOME, USER, LANG).
             config_files: relative path → content, written into the clean configuration directory before the start.
+            outlet: answers at :data:`EGRESS_PORT` from the start to the end of the process; None: nothing does.
 
         Raises:
             RookeryError: ``sandbox_unavailable`` when it could not be started.
@@ -154,8 +176,11 @@ class Sandbox(Protocol):
         env: Mapping[str, str] | None = None,
         timeout_s: float = 60.0,
         max_output: int = 1 << 20,
+        outlet: Outlet | None = None,
     ) -> CommandResult:
         """Run a command to its end in the workspace, under the same isolation as the agent.
+
+        ``outlet`` answers at :data:`EGRESS_PORT` while it runs.
 
         Raises:
             RookeryError: ``timeout`` (its processes are gone then), ``sandbox_unavailable``.

@@ -39,6 +39,7 @@ INFO_DESCRIPTOR: Final = 5
 READY_DESCRIPTOR: Final = 6
 STDIN_DESCRIPTOR: Final = 7
 STDOUT_DESCRIPTOR: Final = 8
+WAIT_DESCRIPTOR: Final = 9
 """Numbers of what the host hands to bubblewrap. Of one digit, because the starter's shell knows no others."""
 
 STARTER: Final = (
@@ -100,8 +101,12 @@ def bubblewrap_options(
     layout: SystemLayout,
     limits: base.Limits,
     env: Mapping[str, str],
+    *,
+    waits: bool = False,
 ) -> list[str]:
     """The options of one sandbox, without the program and without the command.
+
+    With ``waits`` the command does not start before :data:`WAIT_DESCRIPTOR` has something to read.
 
     The file systems in memory are bounded by shares of ``limits.memory_mb``: they are paid from it.
 
@@ -117,6 +122,8 @@ def bubblewrap_options(
         *("--die-with-parent", "--new-session"),
         *("--seccomp", str(SECCOMP_DESCRIPTOR), "--info-fd", str(INFO_DESCRIPTOR)),
     ]
+    if waits:
+        words += ["--block-fd", str(WAIT_DESCRIPTOR)]
     for directory in layout.directories:
         words += ["--ro-bind", directory, directory]
     for directory in layout.covered:

@@ -100,12 +100,14 @@ class Machine:
         *,
         identity: int | None,
         groups: Sequence[str],
+        listens: bool = False,
     ) -> Launch:
         """All that a start needs. Blocks when the CLI was not copied yet.
 
         Args:
             identity: the uid and gid to run under; None: the server's own.
             groups: the control groups to join.
+            listens: whether an outlet will answer inside.
 
         Raises:
             RookeryError: ``sandbox_unavailable``; ``invalid_argument`` when a word or a variable is refused.
@@ -131,6 +133,7 @@ class Machine:
                 self.layout,
                 limits,
                 env,
+                waits=listens,
             )
             command = inner_command(argv, processes=limits.processes)
         except ValueError as error:

@@ -14,7 +14,7 @@ import anyio.to_thread
 import structlog
 
 from server.errors import ErrorCode, RookeryError
-from server.sandboxes.base import CommandResult, SandboxSpec
+from server.sandboxes.base import CommandResult, Outlet, SandboxSpec
 from server.sandboxes.bubblewrap import archive, directories
 from server.sandboxes.bubblewrap.cgroups import ControlGroup
 from server.sandboxes.bubblewrap.disk import DiskWatch, measure_all
@@ -65,7 +65,12 @@ class BubblewrapSandbox:
         return self._group
 
     async def start_agent(
-        self, argv: Sequence[str], env: Mapping[str, str], *, config_files: Mapping[str, bytes] | None = None
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        config_files: Mapping[str, bytes] | None = None,
+        outlet: Outlet | None = None,
     ) -> SandboxProcess:
         """Start the agent; see :meth:`server.sandboxes.base.Sandbox.start_agent`. One that still runs is ended first.
 
@@ -89,7 +94,7 @@ class BubblewrapSandbox:
             raise refused(error) from error
         except OSError as error:
             raise storage(error) from error
-        self._agent = await self._start(argv, env, config=self._config)
+        self._agent = await self._start(argv, env, config=self._config, outlet=outlet)
         return self._agent
 
     async def run(
@@ -100,6 +105,7 @@ class BubblewrapSandbox:
         env: Mapping[str, str] | None = None,
         timeout_s: float = 60.0,
         max_output: int = 1 << 20,
+        outlet: Outlet | None = None,
     ) -> CommandResult:
         """Run a command to its end; see :meth:`server.sandboxes.base.Sandbox.run`.
 
@@ -110,7 +116,7 @@ class BubblewrapSandbox:
             RookeryError: ``timeout`` (its processes are gone then), ``sandbox_unavailable``, ``sandbox_lost``,
                 ``invalid_argument``.
         """
-        process = await self._start(argv, env or {}, config=None, stderr_kept=max_output)
+        process = await self._start(argv, env or {}, config=None, outlet=outlet, stderr_kept=max_output)
         output = bytearray()
         dropped = False
         try:
@@ -212,14 +218,21 @@ class BubblewrapSandbox:
         return self._spec.limits.disk_mb << 20
 
     async def _start(
-        self, argv: Sequence[str], env: Mapping[str, str], *, config: Path | None, stderr_kept: int = STDERR_KEPT
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        config: Path | None,
+        outlet: Outlet | None,
+        stderr_kept: int = STDERR_KEPT,
     ) -> SandboxProcess:
         async with self._starting:
             try:
-                launch = await anyio.to_thread.run_sync(self._prepare, argv, env, config)
+                launch = await anyio.to_thread.run_sync(self._prepare, argv, env, config, outlet is not None)
                 process = await start(
                     launch,
                     released=self._forget,
+                    outlet=outlet,
                     disk=DiskWatch([self.workspace, self._config], self._disk_bytes),
                     stderr_kept=stderr_kept,
                 )
@@ -234,7 +247,7 @@ class BubblewrapSandbox:
             self._processes.add(process)
             return process
 
-    def _prepare(self, argv: Sequence[str], env: Mapping[str, str], config: Path | None) -> Launch:
+    def _prepare(self, argv: Sequence[str], env: Mapping[str, str], config: Path | None, listens: bool) -> Launch:
         """Check what the sandbox is made of, and put the start together. Blocks; runs in a thread."""
         for path in (self.workspace, self._config):
             try:
@@ -255,6 +268,7 @@ class BubblewrapSandbox:
             self._spec.limits,
             identity=self._identity,
             groups=self._group.joins,
+            listens=listens,
         )
 
     def _unpack(self, feed: Feed) -> None:

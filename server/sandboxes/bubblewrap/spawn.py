@@ -9,13 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.to_thread
 
+from server.sandboxes.base import EGRESS_PORT, Outlet
 from server.sandboxes.bubblewrap.arguments import (
     INFO_DESCRIPTOR,
     OPTIONS_DESCRIPTOR,
@@ -23,6 +25,7 @@ from server.sandboxes.bubblewrap.arguments import (
     SECCOMP_DESCRIPTOR,
     STDIN_DESCRIPTOR,
     STDOUT_DESCRIPTOR,
+    WAIT_DESCRIPTOR,
 )
 from server.sandboxes.bubblewrap.disk import DiskWatch
 from server.sandboxes.bubblewrap.limits import OOM_SCORE
@@ -32,6 +35,8 @@ STAGE: Final = "/tmp"  # noqa: S108 - exists everywhere and is covered in a priv
 _START_TIMEOUT_S: Final = 30.0
 _ABANDON_S: Final = 0.2
 _LAUNCHER: Final = Path(__file__).with_name("launcher.py")
+_LISTENER: Final = Path(__file__).with_name("listener.py")
+_LISTENER_TIMEOUT_S: Final = 20.0
 
 
 class LaunchError(Exception):
@@ -91,24 +96,43 @@ async def start(
     released: Callable[[SandboxProcess], None],
     disk: DiskWatch | None = None,
     stderr_kept: int = STDERR_KEPT,
+    outlet: Outlet | None = None,
 ) -> SandboxProcess:
     """Start a sandbox and wait until its command is about to run.
 
     Must be called on the event loop's own thread: the sandbox dies with the thread that started it.
 
     Args:
+        launch: what to start; with an outlet, one whose options have it wait.
         released, disk, stderr_kept: see :class:`~.process.SandboxProcess`.
+        outlet: gets a listening socket inside before the command runs, and is told when the process is released.
 
     Raises:
         LaunchError: it did not come to stand; nothing of it is left.
     """
     with contextlib.ExitStack() as kept, contextlib.ExitStack() as temporary:
+        shut: list[Callable[[], None]] = []
+
+        async def let_out(init: int) -> None:
+            assert outlet is not None, "called with an outlet only"
+            try:
+                listener = await anyio.to_thread.run_sync(_listen_within, init, launch.identity)
+            except subprocess.SubprocessError as error:
+                raise LaunchError(f"nothing could listen inside: {error}") from error
+            shut.append(outlet.serve(listener))
+            kept.callback(shut[0])
+
+        def release(process: SandboxProcess) -> None:
+            for close in shut:
+                close()
+            released(process)
+
         try:
-            spawned = _spawn(launch, kept, temporary)
+            spawned = _spawn(launch, kept, temporary, waits=outlet is not None)
         except OSError as error:
             raise LaunchError(f"the launcher could not be started: {error}") from error
         try:
-            init_pid = await _until_ready(spawned)
+            init_pid = await _until_standing(spawned, None if outlet is None else let_out)
             init = InitProcess(init_pid, os.pidfd_open(init_pid))
         except BaseException as error:
             with anyio.CancelScope(shield=True):
@@ -122,7 +146,7 @@ async def start(
         spawned.descriptor,
         init,
         spawned.streams,
-        released=released,
+        released=release,
         disk=disk,
         stderr_kept=stderr_kept,
     )
@@ -138,9 +162,11 @@ class _Spawned:
     streams: Streams
     ready: int
     info: int
+    go: int | None
+    """What it waits for, if it does."""
 
 
-def _spawn(launch: Launch, kept: contextlib.ExitStack, temporary: contextlib.ExitStack) -> _Spawned:
+def _spawn(launch: Launch, kept: contextlib.ExitStack, temporary: contextlib.ExitStack, *, waits: bool) -> _Spawned:
     """Start the launcher. ``kept`` closes what a running sandbox goes on to need, ``temporary`` the rest."""
     with contextlib.ExitStack() as theirs:
 
@@ -172,6 +198,11 @@ def _spawn(launch: Launch, kept: contextlib.ExitStack, temporary: contextlib.Exi
             inside[0].fileno(): STDIN_DESCRIPTOR,
             inside[1].fileno(): STDOUT_DESCRIPTOR,
         }
+        go = None
+        if waits:
+            wait_inside, go = os.pipe()
+            own(go, temporary)
+            descriptors[own(wait_inside, theirs)] = WAIT_DESCRIPTOR
         plan = own(_in_memory("plan", launch.plan(descriptors)), theirs)
         monitor = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_LAUNCHER), str(plan)],
@@ -184,25 +215,61 @@ def _spawn(launch: Launch, kept: contextlib.ExitStack, temporary: contextlib.Exi
             start_new_session=True,
         )
         descriptor = own(os.pidfd_open(monitor.pid), kept)
-    return _Spawned(monitor, descriptor, Streams(stdin, stdout, stderr), ready, info)
+    return _Spawned(monitor, descriptor, Streams(stdin, stdout, stderr), ready, info, go)
 
 
-async def _until_ready(spawned: _Spawned) -> int:
-    """Wait for the starter's word; the host's process id of the namespace's first process."""
+async def _until_standing(spawned: _Spawned, on_init: Callable[[int], Awaitable[None]] | None) -> int:
+    """Wait for the starter's word; the host's process id of the namespace's first process.
+
+    ``on_init`` is called with it while that process waits to be let go on.
+    """
     with anyio.move_on_after(_START_TIMEOUT_S):
+        init = await _init_pid(spawned.info)
+        if on_init is not None and spawned.go is not None:
+            await on_init(init)
+            os.write(spawned.go, b".")
         await anyio.wait_readable(spawned.ready)
         if os.read(spawned.ready, 1) != b".":
             raise LaunchError("bubblewrap ended before the command ran")
-        document = b""
-        while True:
-            await anyio.wait_readable(spawned.info)
-            piece = os.read(spawned.info, 4096)
-            document += piece
-            with contextlib.suppress(json.JSONDecodeError):
-                return int(json.loads(document)["child-pid"])
-            if not piece:
-                raise LaunchError("bubblewrap told no process id")
+        return init
     raise LaunchError(f"the sandbox did not stand after {_START_TIMEOUT_S} s")
+
+
+async def _init_pid(info: int) -> int:
+    document = b""
+    while True:
+        await anyio.wait_readable(info)
+        piece = os.read(info, 4096)
+        document += piece
+        with contextlib.suppress(json.JSONDecodeError):
+            return int(json.loads(document)["child-pid"])
+        if not piece:
+            raise LaunchError("bubblewrap ended before it told its process id")
+
+
+def _listen_within(init: int, identity: int | None) -> socket.socket:
+    """A listening socket inside the network namespace of a process. Blocks for some 30 ms; runs in a thread."""
+    back, theirs = socket.socketpair()
+    with back:
+        with theirs:
+            words = (init, -1 if identity is None else identity, EGRESS_PORT, theirs.fileno())
+            done = subprocess.run(
+                [sys.executable, "-I", "-S", str(_LISTENER), *map(str, words)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+                env={},
+                timeout=_LISTENER_TIMEOUT_S,
+                check=False,
+            )
+        _, descriptors, _, _ = socket.recv_fds(back, 1, 1)
+    if not descriptors:
+        raise LaunchError(f"nothing could listen inside: {done.stderr[-500:].decode(errors='replace').strip()}")
+    listener = socket.socket(fileno=descriptors[0])
+    listener.setblocking(False)
+    return listener
 
 
 async def _abandon(spawned: _Spawned) -> int | None:

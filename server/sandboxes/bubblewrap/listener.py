@@ -1,4 +1,4 @@
-"""Makes the one way out of a sandbox: a program of its own, run as ``python -I -S inlet.py PID UID PORT FD``.
+"""Makes the one way out of a sandbox: a program of its own, run as ``python -I -S listener.py PID UID PORT FD``.
 
 It enters the network namespace of the process ``PID``, listens on the TCP port there, hands the listening socket back
 over the Unix socket ``FD``, and ends. The server then accepts connections that programs inside make to their own
@@ -11,8 +11,6 @@ no privilege after that, whether the server is root or not.
 Only the standard library, and little of it, for this delays the start of an agent. When a step fails, one line on
 stderr says which, and the exit status is 125.
 """
-
-# ruff: noqa: PTH123 - pathlib takes longer to import than all the rest here takes to run
 
 import ctypes
 import fcntl
@@ -64,7 +62,7 @@ def main() -> None:
         with socket.socket(fileno=descriptor) as back:
             socket.send_fds(back, [b"."], [listener.fileno()])
     except Exception as error:
-        os.write(2, f"inlet: {error}\n".encode(errors="replace"))
+        os.write(2, f"listener: {error}\n".encode(errors="replace"))
         os._exit(FAILED)
     os._exit(0)
 
