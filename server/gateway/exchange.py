@@ -180,12 +180,13 @@ class Exchange:
         await self._reply.start(response.status_code, headers)
         meter = self._account.meter
         async for chunk in _bytes_of(response):
-            if meter is not None:
-                meter.feed(chunk)
-                if meter.ended:
-                    # The ledger knows before the agent does: a turn's costs are complete when the turn is.
-                    await self._account.settle()
-            await self._reply.chunk(chunk)
+            before = len(chunk) if meter is None else meter.feed(chunk)
+            if before:
+                await self._reply.chunk(chunk[:before])
+            if before < len(chunk):
+                # The ledger knows before the agent does: a turn's costs are complete when the turn is.
+                await self._account.settle()
+                await self._reply.chunk(chunk[before:])
         if meter is not None and not meter.ended:
             await self._broken_off("the stream ended before the message did")
         else:

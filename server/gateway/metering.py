@@ -59,25 +59,32 @@ class Meter:
         """Bytes of an unfinished event held back in memory."""
         return len(self._buffer)
 
-    def feed(self, chunk: bytes) -> None:
-        """Take in the next bytes of an event stream, cut anywhere."""
+    def feed(self, chunk: bytes) -> int:
+        """Take in the next bytes of an event stream, cut anywhere.
+
+        Returns:
+            How many of them come before the event that ends the message; all, while it is not there.
+        """
         self._buffer += chunk
+        before = len(chunk)
         while True:
             end, width = _event_end(self._buffer, self._searched)
             if end < 0:
                 break
+            begins = len(chunk) - len(self._buffer)
             event = bytes(self._buffer[:end])
             del self._buffer[: end + width]
             self._searched = 0
             if self._skipping:
                 self._skipping = False
-            else:
-                self._event(event)
+            elif self._ends(event):
+                before = max(0, begins)
         if len(self._buffer) > MAX_EVENT:
             self._unread = self._skipping = True
             # What can still be part of the event's end stays.
             del self._buffer[:-3]
         self._searched = max(0, len(self._buffer) - 3)
+        return before
 
     def feed_json(self, content: bytes) -> None:
         """Take in a whole response that is not a stream."""
@@ -111,6 +118,13 @@ class Meter:
             error_type=self.error_type,
             error_message=self.error_message,
         )
+
+    def _ends(self, event: bytes) -> bool:
+        """Read an event; whether it ends the message. What comes after that changes nothing."""
+        if self.ended:
+            return False
+        self._event(event)
+        return bool(self.ended)
 
     def _event(self, event: bytes) -> None:
         # Nearly all events are deltas: they are measured, not parsed.

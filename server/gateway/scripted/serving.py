@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import socket as sockets
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -49,26 +47,23 @@ async def _serve(
 
 
 @asynccontextmanager
-async def scripted_upstream(settings: Settings) -> AsyncIterator[Upstream]:
-    """The scripted model behind a Unix socket of its own, as an upstream for the gateway.
+async def scripted_upstream(settings: Settings, directory: Path) -> AsyncIterator[Upstream]:
+    """The scripted model behind a Unix socket of its own in ``directory``, as an upstream for the gateway.
 
     Raises:
         RookeryError: ``invalid_argument``: ``ROOKERY_SCENARIO`` is no scenario.
     """
     scenario = Scenario.load(settings.scenario) if settings.scenario is not None else None
-    directory = Path(tempfile.mkdtemp(prefix="rookery-model-"))
-    try:
-        socket = directory / "model.sock"
-        failure: Exception | None = None
-        async with anyio.create_task_group() as group:
-            await group.start(serve_scripted, unix_listener(socket), scenario)
-            try:
-                yield Upstream(base_url="http://scripted.model", socket=socket, trust_env=False)
-            except Exception as error:
-                # Raised again outside: the caller's own error shall not come out wrapped in a group.
-                failure = error
-            group.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    socket = directory / "model.sock"
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        await group.start(serve_scripted, unix_listener(socket), scenario)
+        try:
+            yield Upstream(base_url="http://scripted.model", socket=socket, trust_env=False)
+        except Exception as error:
+            # Raised again outside: the caller's own error shall not come out wrapped in a group.
+            failure = error
+        group.cancel_scope.cancel()
+    socket.unlink(missing_ok=True)
+    if failure is not None:
+        raise failure

@@ -50,6 +50,17 @@ def test_cumulative_figures_count_once_however_often_they_come(outputs: list[int
     assert reading.usage.input_tokens == 100
 
 
+def test_what_comes_before_the_end_of_the_message_is_told_apart() -> None:
+    meter = Meter(999)
+    start, end = opening(START) + closing({"output_tokens": 1})[0], closing({"output_tokens": 1})[1]
+    assert meter.feed(start + end[:10]) == len(start) + 10
+    assert meter.feed(end[10:] + b": more\n\n") == 0
+    assert meter.ended
+    whole = Meter(999)
+    assert whole.feed(start + end) == len(start)
+    assert whole.feed(b": more\n\n") == len(b": more\n\n")
+
+
 def test_hour_long_cache_writes_are_a_part_of_all_cache_writes() -> None:
     written = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 70}
     usage = START | {"cache_creation_input_tokens": 100, "cache_creation": written}
