@@ -352,6 +352,9 @@ class Matcher:
                 reads = False
             if not reads and not writes:
                 continue
+            if rule.advisory and not reads and part.kind is PartKind.COMMAND:
+                # What a program certainly writes is a part of its own; that it might is not enough for advice.
+                continue
             if claim.glob is not None:
                 if compiled.meets(claim.glob, below=not claim.filtered):
                     return True

@@ -70,12 +70,11 @@ def read_yaml(text: str, file: str) -> tuple[Any, Lines]:
 def _value(loader: yaml.SafeLoader, node: yaml.Node, at: Location, lines: Lines, file: str, seen: set[int]) -> Any:
     line = node.start_mark.line + 1
     lines.note(at, line)
-    if id(node) in seen:
-        # An alias is the very node that its anchor named; used often enough, a small file grows without bound.
-        raise PolicyError("aliases are not used here", file=file, line=line, remedy="write the value out")
     seen.add(id(node))
     if len(at) > MAX_DEPTH:
         raise PolicyError("the file is nested too deeply", file=file, line=line)
+    if node.tag not in _TAGS:
+        raise PolicyError(f"the tag {node.tag} is not used here", file=file, line=line, remedy="quote the value")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -85,23 +84,30 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, at: Location, lines: Lines,
                 raise PolicyError("a key must be a plain word", file=file, line=key_line)
             if key in result:
                 raise PolicyError(f"the key {key!r} stands here twice", file=file, line=key_line, remedy="keep one")
+            _refuse_alias(value_node, seen, file, key_line)
             result[key] = _value(loader, value_node, (*at, key), lines, file, seen)
             lines.note((*at, key), key_line)
         return result
     if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_alias(item, seen, file, line)
         return [_value(loader, item, (*at, index), lines, file, seen) for index, item in enumerate(node.value)]
-    if node.tag not in _TAGS:
-        raise PolicyError(f"the tag {node.tag} is not used here", file=file, line=line, remedy="quote the value")
     if node.tag == _BOOL and node.value.lower() not in ("true", "false"):
         # YAML 1.1 reads yes, no, on and off as booleans; as in YAML 1.2 they are words here.
         return node.value
     return loader.construct_object(node, deep=True)
 
 
+def _refuse_alias(node: yaml.Node, seen: set[int], file: str, line: int) -> None:
+    """An alias is the very node that its anchor named; used often enough, a small file grows without bound."""
+    if id(node) in seen:
+        raise PolicyError("aliases are not used here", file=file, line=line, remedy="write the value out")
+
+
 _BOOL: Final = "tag:yaml.org,2002:bool"
 
 
-_TAGS: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null"))
+_TAGS: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq"))
 
 
 def read_policy_text(text: str, file: str) -> tuple[schema.PolicyModel, Lines]:
@@ -129,7 +135,10 @@ def _tuples(value: Any) -> Any:
 def policy_error(error: ValidationError, data: Any, lines: Lines, file: str) -> PolicyError:
     """The first fault that pydantic found, in the words of the author of the file."""
     faults = error.errors(include_url=False)
-    fault = min(faults, key=lambda found: (lines.of(_real(found["loc"], data)), -len(found["loc"])))
+    # Of the faults of one line the misspelt key comes first: it explains why another is missing.
+    fault = min(
+        faults, key=lambda found: (lines.of(_real(found["loc"], data)), found["type"] == "missing", -len(found["loc"]))
+    )
     location = _real(fault["loc"], data)
     key = location[-1] if location else "the file"
     where = ".".join(str(part) for part in location) or "the file"

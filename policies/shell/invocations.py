@@ -129,7 +129,8 @@ def unwrap(script: Script) -> Unwrapped:
             try:
                 nested = read_script(text)
             except BrokenScriptError:
-                found.doubts["a script within the script that cannot be read"] = None
+                if certain:
+                    found.doubts["a script within the script that cannot be read"] = None
                 continue
             if certain:
                 found.doubts.update(dict.fromkeys(nested.doubts))
@@ -177,6 +178,8 @@ def _runs_code(name: str, invocation: Invocation) -> str | None:
     subcommand = _subcommand(name, texts)
     if (name,) in programs.RUNNERS or (name, subcommand) in programs.RUNNERS:
         return f"{name} {subcommand or ''}".strip() + " runs other programs"
+    if name in ("env", "flock") and any(_has_flag(name, text) for text in texts[1:]):
+        return f"{name} runs a command line"
     if name == "sed" and not _plain_sed(texts[1:]):
         return "a sed script that may write files or run programs"
     if name == "awk" and any(_AWK_EFFECT.search(text) for text in texts[1:]):
@@ -334,18 +337,7 @@ def _scripts(invocation: Invocation) -> list[tuple[str, bool]]:
                 found.append((operand.text, invocation.certain and operand.kind is WordKind.LITERAL))
         elif invocation.command.stdin is not None and all(text.startswith("-") for text in texts[1:]):
             found.append((invocation.command.stdin, invocation.certain))
-    elif (name,) in programs.RUNNERS or name in (
-        "env",
-        "flock",
-        "find",
-        "npm",
-        "pnpm",
-        "yarn",
-        "git",
-        "tar",
-        "rsync",
-        "xargs",
-    ):
+    elif invocation.danger is not None:
         # A word with blanks may be a command line for a shell.
         found.extend((text, False) for text in texts[1:] if re.search(r"\s", text.strip()) and len(text) < 4096)
     return found[:MAX_SCRIPTS]

@@ -179,6 +179,8 @@ DANGEROUS_FLAGS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "ld": ("--plugin", "-plugin"),
         "xxd": ("-r",),
         "diff": ("--to-file", "-l", "--paginate"),
+        "env": ("-S", "--split-string"),
+        "flock": ("-c", "--command"),
         "date": ("-s", "--set", "-f", "--file"),
         "hostname": ("-F", "--file"),
         "jq": ("-f", "--from-file", "-L"),
