@@ -7,15 +7,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from policies.compiler import Compiler
 from policies.errors import PolicyError
 from policies.layer import Layer
-from policies.lint import check_layer
 from policies.policy import Policy
-from policies.source import MAX_TEXT, read_policy_text
 
 PRESETS: Final = ("locked-down", "read-only", "workspace", "developer", "trusted")
 """Names of the policies that come with Rookery, from the narrowest to the widest."""
+
+MAX_FILE: Final = 2_000_000
+"""Bytes read of a policy file; what is longer is refused by its length in characters, which is far below."""
 
 _PRESET_DIRECTORY: Final = Path(__file__).parent / "presets"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -70,7 +70,7 @@ def _refuse_shadow(name: str, directory: Path | None) -> None:
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_TEXT * 4 + 1)
+            data = file.read(MAX_FILE)
         return data.decode("utf-8-sig")
     except OSError:
         raise PolicyError("the file cannot be read", file=path.name, remedy="check its permissions") from None
@@ -95,6 +95,11 @@ def parse_policy(text: str, *, name: str, file: str | None = None) -> Policy:
     Raises:
         PolicyError: it is faulty, its examples do not hold, or it holds rules that can never decide anything.
     """
+    # Imported here: YAML, pydantic's models and the checks take longer to load than all the rest of this room.
+    from policies.compiler import Compiler
+    from policies.lint import check_layer
+    from policies.source import read_policy_text
+
     file = file if file is not None else f"{name}.yaml"
     document, lines = read_policy_text(text, file)
     base: Layer | None = None

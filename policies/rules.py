@@ -285,7 +285,8 @@ class Matcher:
 
     def lacking(self, rule: Rule, part: Part) -> str:
         """Why a rule does not match a part, in words."""
-        if not self._names(rule, part):
+        file_part = part.kind in (PartKind.COMMAND, PartKind.DIRECTORY, PartKind.SCRIPT)
+        if not self._names(rule, part) or (rule.proves and file_part and not rule.tools.covers(part.called)):
             return f"speaks of other tools than {part.called}"
         if rule.roles and self.role not in rule.roles:
             return "is for other roles"
