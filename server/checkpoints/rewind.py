@@ -17,7 +17,7 @@ import structlog
 from server.checkpoints.descent import OPEN_DIRECTORY, Descent
 from server.checkpoints.index import Index, Node
 from server.checkpoints.keyed import ATTEMPTS, KeyedTrees, open_tree
-from server.checkpoints.records import Restored, Snapshot
+from server.checkpoints.records import Restored, Skipped, Snapshot
 from server.checkpoints.removal import clear_directory, remove_directory
 from server.checkpoints.restore import Outcome, Restore, plan, touched_by
 from server.checkpoints.work import Stop, TreeMovedError
@@ -98,8 +98,8 @@ class Rewind:
             before=self._before,
             written=outcome.written,
             removed=outcome.removed,
-            kept=tuple(outcome.kept),
-            missing=tuple(outcome.missing),
+            kept=tuple(sorted(outcome.kept, key=_path)),
+            missing=tuple(sorted(outcome.missing, key=_path)),
             separated=outcome.separated,
         )
 
@@ -135,6 +135,10 @@ class Rewind:
             if consistent:
                 self._keyed.end(self._key)
         return node.digest == wanted
+
+
+def _path(skipped: Skipped) -> str:
+    return skipped.path
 
 
 def materialise(
