@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from server.clock import SYSTEM_CLOCK, Clock
 from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Gateway, Upstream, anthropic_upstream, price_book
+from server.leases import Leases
 from server.registry import Registry
 from server.registry import open_registry as open_sessions
 from server.services import Services
@@ -34,13 +33,16 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> A
     """
     prepare_home(settings.home)
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(settings.store_url, clock=clock))
-        upstream = await stack.enter_async_context(_upstream(settings))
         server_id = clock.identifier("server")
+        leases = Leases(settings.home, server_id, clock)
+        run_directory = _held(stack, leases)
+        store = await stack.enter_async_context(open_store(settings.store_url, clock=clock))
+        upstream = await stack.enter_async_context(_upstream(settings, run_directory))
         gateway = Gateway(
             upstream, store, price_book(settings), clock, budgets=store, caps=caps_of(settings), owner=server_id
         )
-        await stack.enter_async_context(_serving(gateway))
+        tasks = await stack.enter_async_context(background_tasks())
+        await tasks.start(gateway.serve, run_directory / "gateway.sock")
         services = Services(
             settings=settings,
             store=store,
@@ -50,7 +52,7 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> A
             clock=clock,
             server_id=server_id,
         )
-        yield await stack.enter_async_context(open_sessions(services))
+        yield await stack.enter_async_context(open_sessions(services, leases))
 
 
 def prepare_home(home: Path) -> None:
@@ -69,24 +71,28 @@ def prepare_home(home: Path) -> None:
         ) from error
 
 
+def _held(stack: AsyncExitStack, leases: Leases) -> Path:
+    """The server's run directory, held until the stack ends.
+
+    Raises:
+        RookeryError: ``storage_unavailable``.
+    """
+    try:
+        return stack.enter_context(leases.hold())
+    except OSError as error:
+        raise RookeryError(
+            ErrorCode.STORAGE_UNAVAILABLE,
+            "The home or the temporary directory cannot be written: look at their permissions and at the disk.",
+            detail=str(error),
+        ) from error
+
+
 @asynccontextmanager
-async def _upstream(settings: Settings) -> AsyncIterator[Upstream]:
+async def _upstream(settings: Settings, run_directory: Path) -> AsyncIterator[Upstream]:
     if settings.upstream is UpstreamKind.ANTHROPIC:
         yield anthropic_upstream(settings)
         return
     from server.gateway.scripted import scripted_upstream
 
-    async with scripted_upstream(settings) as upstream:
+    async with scripted_upstream(settings, run_directory) as upstream:
         yield upstream
-
-
-@asynccontextmanager
-async def _serving(gateway: Gateway) -> AsyncIterator[None]:
-    """The gateway on its socket, in a directory that only this user may enter and whose path is short enough."""
-    directory = Path(tempfile.mkdtemp(prefix="rookery-"))
-    try:
-        async with background_tasks() as tasks:
-            await tasks.start(gateway.serve, directory / "gateway.sock")
-            yield
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)

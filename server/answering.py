@@ -62,31 +62,31 @@ class Answering:
         await self._services.store.append_events(approval.session_id, approval.turn, [(EventKind.APPROVAL, data)])
         return approval
 
+    async def asleep(self) -> list[str]:
+        """Sessions that sleep over a question: one may have been answered as its server died."""
+        sessions = await self._services.store.sessions_in({SessionState.AWAITING_APPROVAL})
+        return [session.id for session in sessions if session.owner is None]
+
     async def resume_if_answered(self, session_id: str) -> bool:
         """Wake a sleeping session one of whose held-up calls was answered; whether it was woken."""
         store = self._services.store
         session = await store.session_for_server(session_id)
         if session.state is not SessionState.AWAITING_APPROVAL or session.owner is not None:
             return False
-        results = await store.events(session_id, kinds=[EventKind.TOOL_RESULT], limit=1_000_000)
-        done = {event.data.get("id") for event in results}
         questions = await store.approvals(session.principal, session_id, pending=False)
         waiting = [question for question in questions if question.turn == session.turn]
+        if waiting and all(question.status is ApprovalStatus.PENDING for question in waiting):
+            return False
+        results = await store.events(session_id, kinds=[EventKind.TOOL_RESULT], limit=1_000_000)
+        done = {event.data.get("id") for event in results}
         waiting = [question for question in waiting if question.tool_use_id not in done]
         answered = {ApprovalStatus.ALLOWED, ApprovalStatus.DENIED}
         if not any(question.status in answered for question in waiting):
             if waiting and all(question.status is ApprovalStatus.EXPIRED for question in waiting):
                 await self._give_up(session)
             return False
-        turn = await store.turn(session_id, session.turn)
-        await store.update_turn(session_id, turn.number, stop_reason=None, error=None, ended_at=None)
-        moved = await store.move(
-            session_id,
-            SessionState.RUNNING,
-            expect={SessionState.AWAITING_APPROVAL},
-            owner=self._services.server_id,
-        )
-        await self._resume(moved, await store.turn(session_id, session.turn))
+        moved, turn = await store.reopen_turn(session_id, owner=self._services.server_id)
+        await self._resume(moved, turn)
         return True
 
     async def _give_up(self, session: SessionRecord) -> None:
@@ -99,9 +99,5 @@ class Answering:
         await store.move(session.id, SessionState.IDLE, expect={SessionState.AWAITING_APPROVAL})
 
     async def expire(self) -> None:
-        """Mark questions whose time is over, and free the sessions that waited for them."""
-        for approval in await self._services.store.expire_approvals():
-            try:
-                await self.resume_if_answered(approval.session_id)
-            except RookeryError as error:
-                log.warning("session of an expired approval stays", error=str(error))
+        """Mark questions whose time is over. The sessions that slept over them are found by :meth:`asleep`."""
+        await self._services.store.expire_approvals()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -50,6 +50,11 @@ class Fleet:
     def actors(self) -> Mapping[str, SessionActor]:
         """The actors that live now, by session."""
         return self._actors
+
+    @property
+    def reserved(self) -> Set[str]:
+        """Sandboxes that have no session yet."""
+        return self.pool.reserved
 
     def lock(self, session_id: str) -> anyio.Lock:
         """The lock under which commands of one session are carried out."""

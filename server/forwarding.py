@@ -41,9 +41,7 @@ class Forwarding:
         """Whether another living server process owns the session now."""
         if session.owner is None or session.owner == self._services.server_id:
             return False
-        servers = {server.id: server for server in await self._services.store.servers()}
-        owner = servers.get(session.owner)
-        return owner is not None and self._leases.alive(owner)
+        return await self._lives(session.owner)
 
     async def send(self, session: SessionRecord, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
         """Have the session's owner carry a command out; its result.
@@ -55,15 +53,24 @@ class Forwarding:
         command_id = await store.send_command(session.id, kind, payload)
         with anyio.move_on_after(ANSWER_TIMEOUT_S):
             # The other side is another process: nothing here could set an event.
-            while (result := await store.command_result(command_id)) is None:  # noqa: ASYNC110
+            while (result := await store.command_result(command_id)) is None and await self._lives(session.owner):  # noqa: ASYNC110
                 await anyio.sleep(POLL_S)
-            if "error" in result:
-                failure = Failure.model_validate(result["error"])
-                raise RookeryError(failure.code, failure.message, retryable=failure.retryable)
-            return result
-        raise RookeryError(
-            ErrorCode.TIMEOUT, "The server process that owns this session did not answer. Try again in a moment."
+            if result is not None:
+                return _answered(result)
+        error = RookeryError(
+            ErrorCode.TIMEOUT,
+            "The server process that owns this session did not answer. Try again in a moment.",
+            retryable=True,
         )
+        # Whoever comes to own the session must not carry out what its sender has given up.
+        await store.finish_command(command_id, {"error": Failure.of(error).model_dump(mode="json")})
+        return _answered(await store.command_result(command_id) or {})
+
+    async def _lives(self, server_id: str | None) -> bool:
+        """Whether a server process lives."""
+        servers = {server.id: server for server in await self._services.store.servers()}
+        server = servers.get(server_id or "")
+        return server is not None and self._leases.alive(server)
 
     async def serve(self) -> None:
         """Carry out what others ask, each command in a task of its own; until cancelled."""
@@ -90,3 +97,15 @@ class Forwarding:
             await self._services.store.finish_command(command.id, result)
         except RookeryError as error:
             log.warning("answer could not be written", error=str(error))
+
+
+def _answered(result: dict[str, Any]) -> dict[str, Any]:
+    """What the owner answered.
+
+    Raises:
+        RookeryError: its answer was an error.
+    """
+    if "error" in result:
+        failure = Failure.model_validate(result["error"])
+        raise RookeryError(failure.code, failure.message, retryable=failure.retryable)
+    return result

@@ -1,14 +1,17 @@
 """The janitor: makes the store and the machine agree, and never touches what a living server owns.
 
 On start and then in rounds it looks both ways: sessions whose server died are told the truth (an open turn becomes
-``interrupted`` and can be continued), and sandboxes, locks and server rows that nobody owns any more are removed.
+``interrupted`` and can be continued, a rewind is finished, half a fork is removed), and sandboxes, sockets, locks and
+server rows that nobody owns any more are removed. Now and then it thins out old checkpoints, and removes the content
+that none needs.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Set
 from datetime import timedelta
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 import structlog
@@ -16,37 +19,67 @@ import structlog
 from server.errors import ErrorCode, RookeryError
 from server.launching import open_sandbox
 from server.leases import Leases
-from server.models import EventKind, SessionRecord, SessionState, StopReason
-from server.sandboxes.base import SandboxSpec
+from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnRecord
+from server.sandboxes.base import Sandbox, SandboxSpec
 from server.services import Services
+from server.snapshots import Snapshots, heal_workspace, joined
 
 log = structlog.get_logger(__name__)
 
 ROUND_S: Final = 60.0
 """How often the janitor goes round."""
 
+THINNING_ROUNDS: Final = 30
+"""Every so many rounds, and in the first, old checkpoints are thinned out."""
+
+MENDED_AT_ONCE: Final = 4
+"""Sessions mended side by side."""
+
+LAST_LOOK_S: Final = 20.0
+"""Longest look at the files that an interrupted turn changed."""
+
+CUT_OFF: Final = (
+    "The turn before this one was cut off because the server stopped. Its last step may be half done, and its end may "
+    "be missing from this conversation: look at the files before you rely on what you remember of them."
+)
+"""What the agent is told before the prompt that follows."""
+
+
+class Residents(Protocol):
+    """What the janitor must know of the agents of its own process."""
+
+    @property
+    def actors(self) -> Mapping[str, object]:
+        """The sessions that this process has actors for."""
+        ...
+
+    @property
+    def reserved(self) -> Set[str]:
+        """Sandboxes of this process that have no session yet."""
+        ...
+
+    def lock(self, session_id: str) -> anyio.Lock:
+        """Held by whoever does something with a session."""
+        ...
+
 
 class Janitor:
-    """Reconciles. Part of the registry.
+    """Reconciles. Part of the registry."""
 
-    Args:
-        resident: the sessions that this process has actors for; looked at, never changed.
-        reserved: sandboxes of this process that have no session yet; looked at, never changed.
-    """
-
-    def __init__(self, services: Services, leases: Leases, resident: Mapping[str, object], reserved: Set[str]) -> None:
+    def __init__(self, services: Services, leases: Leases, residents: Residents) -> None:
         self._services = services
         self._leases = leases
-        self._resident = resident
-        self._reserved = reserved
+        self._residents = residents
 
     async def serve(self) -> None:
         """Go round until cancelled."""
-        while True:
+        for number in itertools.count():
             await anyio.sleep(ROUND_S)
             try:
                 await self.reconcile()
                 await self.prune()
+                if number % THINNING_ROUNDS == 0:
+                    await self.thin_out()
             except RookeryError as error:
                 log.warning("janitor's round failed", error=str(error))
 
@@ -54,15 +87,39 @@ class Janitor:
         """Tell the truth about all that dead servers left; how many sessions were mended."""
         store = self._services.store
         dead = {server.id for server in await store.servers() if not self._leases.alive(server)}
-        mended = 0
-        for session in await store.unowned_work(dead | {self._services.server_id}):
-            mended += await self.reconcile_session(session)
+        left = await store.unowned_work(dead | {self._services.server_id})
+        left = [session for session in left if session.id not in self._residents.actors]
+        places, mended = anyio.Semaphore(MENDED_AT_ONCE), list[str]()
+
+        async def mend(session_id: str) -> None:
+            async with places:
+                if await self._mend(session_id):
+                    mended.append(session_id)
+
+        async with anyio.create_task_group() as tasks:
+            for session in left:
+                tasks.start_soon(mend, session.id)
         await store.charge_lost(dead)
         for server_id in dead:
             await store.remove_server(server_id)
-            self._leases.forget(server_id)
+        self._leases.sweep()
         await self._sweep_sandboxes()
-        return mended
+        return len(mended)
+
+    async def _mend(self, session_id: str) -> bool:
+        """Reconcile one session, unless somebody in this process is at it; a failure is tried again next round."""
+        lock = self._residents.lock(session_id)
+        try:
+            lock.acquire_nowait()
+        except anyio.WouldBlock:
+            return False
+        try:
+            return await self.reconcile_session(await self._services.store.session_for_server(session_id))
+        except RookeryError as error:
+            log.warning("session could not be mended", session_id=session_id, error=str(error))
+            return False
+        finally:
+            lock.release()
 
     async def _sweep_sandboxes(self) -> None:
         """Remove sandboxes that no session has, as a killed server leaves them.
@@ -72,10 +129,10 @@ class Janitor:
         services = self._services
         if len(await services.store.servers()) > 1:
             return
-        known = await services.store.session_ids()
+        known = await services.store.sandboxed_sessions()
         for reference in await services.provider.owned():
             name = str(reference.get("id"))
-            if name in known or name in self._reserved:
+            if name in known or name in self._residents.reserved:
                 continue
             spec = SandboxSpec(session_id=name, gateway_socket=services.gateway.socket)
             try:
@@ -88,11 +145,12 @@ class Janitor:
         """Mend one session that says it is at work or resident, and whose process is gone; whether it was so.
 
         One that sleeps over an approval has no process and is left alone, unless ``asleep_too`` (it is interrupted).
+        The caller holds the session's lock.
         """
         store = self._services.store
-        if session.id in self._resident or session.state.is_terminal:
+        if session.id in self._residents.actors or session.state.is_terminal:
             return False
-        if session.state is SessionState.AWAITING_APPROVAL and session.owner is None and not asleep_too:
+        if session.owner is None and not asleep_too and await self._sleeps(session):
             return False
         if session.owner not in (None, self._services.server_id):
             servers = {server.id: server for server in await store.servers()}
@@ -103,30 +161,74 @@ class Janitor:
             return False
         current = await store.session_for_server(session.id)
         if current.turn == 0 and current.state is SessionState.STARTING:
-            # A fork that was being filled: the original has all of it, so there is nothing here to restore.
-            await store.move(current.id, SessionState.FAILED)
-        elif current.state.is_busy:
-            await self._close_turn(current)
+            # A fork that was being filled: the original has all of it, and nobody was told of this one.
+            await self.delete(await store.move(current.id, SessionState.FAILED, owner=None))
+            return True
+        sandbox = await self._healed(current)
+        if current.state.is_busy and (asleep_too or not await self._sleeps(current)):
+            await self._close_turn(current, sandbox)
         await store.update_session(session.id, owner=None, resident=False)
         return True
 
-    async def _close_turn(self, session: SessionRecord) -> None:
+    async def _sleeps(self, session: SessionRecord) -> bool:
+        """Whether a session's turn was put off for an approval: it needs no process."""
+        if session.state is not SessionState.AWAITING_APPROVAL:
+            return False
+        turn = await self._services.store.turn(session.id, session.turn)
+        return turn.ended_at is not None
+
+    async def _healed(self, session: SessionRecord) -> Sandbox | None:
+        """The session's sandbox with no rewind left half done; None where there is none, or none to be had."""
+        if session.sandbox is None:
+            return None
+        try:
+            sandbox = await open_sandbox(self._services, session)
+            await heal_workspace(self._services, session, sandbox)
+        except RookeryError as error:
+            log.warning("sandbox could not be looked after", session_id=session.id, error=str(error))
+            return None
+        return sandbox
+
+    async def _close_turn(self, session: SessionRecord, sandbox: Sandbox | None) -> None:
         """The open turn of a session whose process is gone: interrupted, with what was done."""
         store = self._services.store
         turn = await store.turn(session.id, session.turn)
+        if turn.ended_at is not None:
+            # It slept over a question; its end is written anew.
+            await store.update_turn(session.id, turn.number, ended_at=None)
         text = "The server stopped in the midst of this turn. What was done is kept; continue_session carries on."
         await store.append_events(session.id, turn.number, [(EventKind.NOTICE, {"text": text})])
-        said = await store.events(session.id, kinds=[EventKind.TEXT], limit=1_000_000)
-        words = [str(event.data.get("text", "")) for event in said if event.turn == turn.number]
         ended = turn.model_copy(
-            update={
-                "stop_reason": StopReason.INTERRUPTED,
-                "text": words[-1] if words else "",
-                "ended_at": self._services.clock.now(),
-            }
+            update={"stop_reason": StopReason.INTERRUPTED, "ended_at": self._services.clock.now(), "error": None}
         )
+        ended = await self._with_work(await self._with_words(ended), session, sandbox)
         await store.expire_approvals(session.id)
-        await store.end_turn(ended, to=SessionState.IDLE)
+        notice = joined((await store.session_for_server(session.id)).pending_notice, CUT_OFF)
+        await store.end_turn(ended, to=SessionState.IDLE, pending_notice=notice)
+
+    async def _with_words(self, turn: TurnRecord) -> TurnRecord:
+        """The turn with the agent's last words in it, and the number of calls that were denied."""
+        events = await self._services.store.events(
+            turn.session_id, kinds=[EventKind.TEXT, EventKind.DENIAL], limit=1_000_000
+        )
+        own = [event for event in events if event.turn == turn.number]
+        words = [event.data for event in own if event.kind is EventKind.TEXT and "subagent" not in event.data]
+        denied = {str(event.data.get("id")) for event in own if event.kind is EventKind.DENIAL}
+        text = str(words[-1].get("text", "")) if words else ""
+        return turn.model_copy(update={"text": text, "denials": len(denied)})
+
+    async def _with_work(self, turn: TurnRecord, session: SessionRecord, sandbox: Sandbox | None) -> TurnRecord:
+        """The turn with its last checkpoint and the files that it changed, as far as they can be found out in time."""
+        if sandbox is None:
+            return turn
+        snapshots = Snapshots(self._services, session)
+        snapshots.attach(sandbox)
+        with anyio.move_on_after(LAST_LOOK_S):
+            try:
+                return await snapshots.end_of(turn)
+            except RookeryError as error:
+                log.warning("interrupted turn has no last checkpoint", session_id=session.id, error=str(error))
+        return turn
 
     async def prune(self) -> int:
         """Delete ended sessions whose retention is over; how many."""
@@ -145,7 +247,20 @@ class Janitor:
         if not session.state.is_terminal:
             raise RookeryError(ErrorCode.SESSION_BUSY, "Only an ended session can be deleted; end it first.")
         await self._destroy(session)
+        await self._services.checkpoints.forget(session.id)
         await self._services.store.delete_session(session.principal, session.id)
+
+    async def thin_out(self) -> int:
+        """Forget checkpoints beyond those that are kept, and remove content that none needs; how many bytes it held.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        store = self._services.store
+        surplus = await store.surplus_checkpoints(self._services.settings.checkpoints_kept)
+        if surplus:
+            await store.delete_checkpoints(surplus)
+        return await self._services.checkpoints.collect_garbage(await store.trees_in_use())
 
     async def _destroy(self, session: SessionRecord) -> None:
         if session.sandbox is None:

@@ -15,9 +15,10 @@ from policies import Policy
 from server.agent.agent import Agent
 from server.agent.launch import LaunchOptions, transcript_files
 from server.agent.permissions import PermissionGate
+from server.errors import RookeryError
 from server.gateway import Grant
 from server.models import SessionRecord
-from server.sandboxes.base import Sandbox
+from server.sandboxes.base import Sandbox, SandboxSpec
 from server.services import Services
 from server.workspaces import fill
 
@@ -124,15 +125,31 @@ async def _stop_bounded(sandbox: Sandbox) -> None:
 async def open_sandbox(services: Services, session: SessionRecord) -> Sandbox:
     """The session's sandbox by its stored reference; a new one where there is none yet.
 
+    A sandbox without a stored reference is what a crash left of one that was being made and filled: it makes room.
+
     Raises:
         RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
     """
     spec = services.sandbox_spec(session)
     if session.sandbox is not None:
         return await services.provider.attach(session.sandbox, spec)
-    sandbox = await services.provider.create(spec)
+    try:
+        sandbox = await services.provider.create(spec)
+    except RookeryError:
+        if not await _remove_leftover(services, spec):
+            raise
+        sandbox = await services.provider.create(spec)
     await adopt_sandbox(services, session, sandbox)
     return sandbox
+
+
+async def _remove_leftover(services: Services, spec: SandboxSpec) -> bool:
+    for reference in await services.provider.owned():
+        if reference.get("id") == spec.session_id:
+            leftover = await services.provider.attach(reference, spec)
+            await leftover.destroy()
+            return True
+    return False
 
 
 async def adopt_sandbox(services: Services, session: SessionRecord, sandbox: Sandbox) -> None:

@@ -3,13 +3,22 @@
 Every server holds an exclusive lock on a file of its own for as long as it lives. The kernel gives the lock back when
 the process dies, whatever killed it, so a free lock is proof of death and needs no time-out. On another host (a shared
 Postgres) only the heartbeat in the store can tell.
+
+The file names the server's run directory, where its sockets are, before that is made: whoever finds the lock free
+removes both.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
+import secrets
+import shutil
 import socket
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,6 +33,9 @@ HEARTBEAT_S: Final = 5.0
 
 HEARTBEAT_LOST: Final = timedelta(seconds=60)
 """A server of another host that was silent for so long is dead."""
+
+_RUN_DIRECTORY: Final = re.compile(r"rookery-[0-9a-f]{16}")
+_MAX_LOCK_BYTES: Final = 8192
 
 
 class Leases:
@@ -41,18 +53,24 @@ class Leases:
         self._clock = clock
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Hold this server's lock.
+    def hold(self) -> Iterator[Path]:
+        """Hold this server's lock, and have a run directory for its sockets, which only this user may enter.
+
+        The directory lies in the system's temporary directory, because a socket's path must be short.
 
         Raises:
-            OSError: the home cannot be written.
+            OSError: the home or the temporary directory cannot be written.
         """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._path(self.server_id)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path, run = self._path(self.server_id), Path(tempfile.gettempdir()) / f"rookery-{secrets.token_hex(8)}"
+        descriptor = _locked(path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            os.write(descriptor, os.fsencode(f"{self.host}\n{run}"))
+            run.mkdir(mode=0o700)
+            try:
+                yield run
+            finally:
+                _remove_run_directory(run)
         finally:
             path.unlink(missing_ok=True)
             os.close(descriptor)
@@ -76,9 +94,48 @@ class Leases:
         finally:
             os.close(descriptor)
 
-    def forget(self, server_id: str) -> None:
-        """Remove a dead server's lock file."""
-        self._path(server_id).unlink(missing_ok=True)
+    def sweep(self) -> None:
+        """Remove the lock files of dead servers of this host, with their run directories. Never raises."""
+        for path in self._directory.glob("*.lock"):
+            with contextlib.suppress(OSError):
+                self._sweep(path)
+
+    def _sweep(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            host, _, run = os.fsdecode(os.read(descriptor, _MAX_LOCK_BYTES)).partition("\n")
+            # One without content died before it had anything to leave.
+            if host not in ("", self.host):
+                return
+            if run:
+                _remove_run_directory(Path(run))
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
     def _path(self, server_id: str) -> Path:
         return self._directory / f"{server_id}.lock"
+
+
+def _locked(path: Path) -> int:
+    """A new file, locked. One that was swept between being made and being locked is made again."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)
+
+
+def _remove_run_directory(path: Path) -> None:
+    """Remove a run directory, if it is one of ours: by name, by owner, and no link."""
+    with contextlib.suppress(OSError):
+        status = path.lstat()
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if ours and _RUN_DIRECTORY.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)

@@ -31,7 +31,7 @@ from server.models import NANO_USD, ApprovalRecord, CheckpointRecord, EventKind,
 from server.reading import SessionReader
 from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
-from server.snapshots import within_reach, workspace_owner
+from server.snapshots import joined, within_reach, workspace_owner
 from server.views import Deletion, RewindReport, WrittenFile
 from server.workspaces import check_source
 
@@ -39,9 +39,6 @@ log = structlog.get_logger(__name__)
 
 MAX_FORKS: Final = 16
 """Most forks made by one call."""
-
-MAX_NOTICE: Final = 4_000
-"""Longest notice to an agent, in characters; the latest part is kept."""
 
 EXPIRY_S: Final = 5.0
 """How often approvals are looked at whose time may be over."""
@@ -56,7 +53,7 @@ class Registry(SessionReader):
     def __init__(self, services: Services, leases: Leases, tasks: TaskGroup) -> None:
         super().__init__(services)
         self._fleet = Fleet(services, self._changes, tasks, self._wake_answered)
-        self.janitor = Janitor(services, leases, self._fleet.actors, self._fleet.pool.reserved)
+        self.janitor = Janitor(services, leases, self._fleet)
         self._forwarding = Forwarding(services, leases, self._serve_command)
         self._answering = Answering(services, self._resume)
 
@@ -87,10 +84,11 @@ class Registry(SessionReader):
             turn = turn.model_copy(update={"session_id": warm.session_id})
         # From the row on, the session must get its actor, whatever becomes of the one who asked.
         with anyio.CancelScope(shield=True):
-            created = await self._create(session, turn, warm)
-            if created.id != session.id:
-                return created.id
-            actor = self._fleet.start(created, policy, turn, warm=warm)
+            async with self._fleet.lock(session.id):
+                created = await self._create(session, turn, warm)
+                if created.id != session.id:
+                    return created.id
+                actor = self._fleet.start(created, policy, turn, warm=warm)
         await actor.placed.wait()
         if actor.placement_error is not None:
             raise actor.placement_error
@@ -159,6 +157,10 @@ class Registry(SessionReader):
 
     async def _prompt_here(self, session: SessionRecord, request: PromptRequest) -> int:
         services = self._services
+        if request.request_id is not None:
+            known = await services.store.turn_by_request(session.id, request.request_id)
+            if known is not None:
+                return known.number
         policy = services.policy(session.policy)
         services.gateway.require_credential()
         budget = await self._new_cap(session, request.budget_usd)
@@ -219,10 +221,8 @@ class Registry(SessionReader):
             RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``, ``checkpoint_not_found``,
                 ``sandbox_lost``, ``storage_unavailable``.
         """
-        async with self._resting(principal, session_id) as session:
+        async with self._resting(principal, session_id, asleep=not dry_run) as session:
             checkpoint = await self._undo.find(session, checkpoint_id)
-            if not dry_run:
-                await self._fleet.dismiss(session.id, Leave.HIBERNATE)
             return await self._undo.rewind(session, checkpoint, dry_run=dry_run, conversation=conversation)
 
     async def fork(
@@ -244,11 +244,12 @@ class Registry(SessionReader):
         ids = []
         for number in range(1, count + 1):
             suffix = f" (fork {number} of {count})" if count > 1 else " (fork)"
-            fork = await self._undo.fork(session, checkpoint, f"{session.title[:180]}{suffix}")
-            ids.append(fork.id)
-            if request is not None:
-                async with self._fleet.lock(fork.id):
+            fork_id = self._services.clock.session_id()
+            async with self._fleet.lock(fork_id):
+                fork = await self._undo.fork(session, checkpoint, fork_id, f"{session.title[:180]}{suffix}")
+                if request is not None:
                     await self._prompt_here(fork, request)
+            ids.append(fork_id)
         return ids
 
     async def write_file(self, principal: str, session_id: str, path: str, data: bytes) -> WrittenFile:
@@ -258,14 +259,12 @@ class Registry(SessionReader):
             RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``, ``invalid_argument``,
                 ``storage_unavailable``.
         """
-        async with self._resting(principal, session_id) as session:
+        # A live agent has its notice already; only a fresh one reads this.
+        async with self._resting(principal, session_id, asleep=True) as session:
             sandbox = await open_sandbox(self._services, session)
             shown, created = await write_file(within_reach(sandbox), path, data, workspace_owner(sandbox))
-            known = [session.pending_notice] if session.pending_notice else []
-            notice = "\n".join([*known, f"The file {shown} was written from outside."])
-            # A live agent has its notice already; only a fresh one would read this.
-            await self._fleet.dismiss(session_id, Leave.HIBERNATE)
-            await self._services.store.update_session(session_id, pending_notice=notice[-MAX_NOTICE:])
+            notice = joined(session.pending_notice, f"The file {shown} was written from outside.")
+            await self._services.store.update_session(session_id, pending_notice=notice)
             text = f"The file {shown} was written from outside ({len(data):,} bytes)."
             await self._services.store.append_events(session_id, session.turn, [(EventKind.NOTICE, {"text": text})])
         return WrittenFile(session_id=session_id, path=shown, size=len(data), created=created)
@@ -288,8 +287,11 @@ class Registry(SessionReader):
         return await self._undo.find(session, turn.checkpoint_id)
 
     @asynccontextmanager
-    async def _resting(self, principal: str, session_id: str) -> AsyncIterator[SessionRecord]:
-        """The session while it is idle, held so that no turn begins.
+    async def _resting(self, principal: str, session_id: str, *, asleep: bool = False) -> AsyncIterator[SessionRecord]:
+        """The session while it is idle, held so that no turn begins; with ``asleep`` no agent lives in it either.
+
+        The store knows who holds it: other processes send their commands here meanwhile, and if this one dies, the
+        janitor of the next looks after the session.
 
         Raises:
             RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``.
@@ -311,7 +313,30 @@ class Registry(SessionReader):
                 raise RookeryError(
                     ErrorCode.SESSION_BUSY, "A turn runs in this session; wait for it or call interrupt_session."
                 )
-            yield current
+            if asleep:
+                await self._fleet.dismiss(session_id, Leave.HIBERNATE)
+            async with self._claimed(session_id):
+                yield current
+
+    @asynccontextmanager
+    async def _claimed(self, session_id: str) -> AsyncIterator[None]:
+        """The session's lease, given back at the end unless its agent lives here.
+
+        Raises:
+            RookeryError: ``session_busy``: another process took it first.
+        """
+        store, own = self._services.store, self._services.server_id
+        held = (await store.session_for_server(session_id)).owner
+        if held != own and not await store.claim(session_id, own, expect_owner=held):
+            raise RookeryError(
+                ErrorCode.SESSION_BUSY, "Another Rookery server took this session. Try again in a moment."
+            )
+        try:
+            yield
+        finally:
+            if session_id not in self._fleet.actors:
+                with anyio.CancelScope(shield=True):
+                    await store.claim(session_id, None, expect_owner=own)
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
@@ -325,11 +350,13 @@ class Registry(SessionReader):
         if await self._forwarding.belongs_elsewhere(session):
             await self._forwarding.send(session, "interrupt", {})
             return
-        actor = self._fleet.actors.get(session_id)
-        if actor is None:
-            await self.janitor.reconcile_session(session, asleep_too=True)
-            return
-        await actor.stop_turn()
+        async with self._fleet.lock(session_id):
+            actor = self._fleet.actors.get(session_id)
+            if actor is None:
+                session = await self._services.store.session(principal, session_id)
+                await self.janitor.reconcile_session(session, asleep_too=True)
+                return
+            await actor.stop_turn()
         with anyio.move_on_after(INTERRUPT_TIMEOUT_S):
             while (current := await self._services.store.session(principal, session_id)).state.is_busy:
                 seen = await self._services.store.last_seq(current.id)
@@ -445,8 +472,10 @@ class Registry(SessionReader):
             await anyio.sleep(EXPIRY_S)
             try:
                 await self._answering.expire()
+                for session_id in await self._answering.asleep():
+                    await self._wake_answered(session_id)
             except RookeryError as error:
-                log.warning("approvals could not be expired", error=str(error))
+                log.warning("approvals could not be looked after", error=str(error))
 
     async def close(self) -> None:
         """Interrupt what runs, flush transcripts, end every agent. Bounded."""
@@ -454,28 +483,26 @@ class Registry(SessionReader):
 
 
 @asynccontextmanager
-async def open_registry(services: Services) -> AsyncIterator[Registry]:
-    """The registry of one server process, for as long as it serves.
+async def open_registry(services: Services, leases: Leases) -> AsyncIterator[Registry]:
+    """The registry of one server process, for as long as it serves; its lease is held by the caller.
 
     Raises:
         RookeryError: ``storage_unavailable``.
     """
-    leases = Leases(services.settings.home, services.server_id, services.clock)
-    with leases.hold():
-        await services.store.register_server(services.server_id)
-        try:
-            async with background_tasks() as tasks:
-                registry = Registry(services, leases, tasks)
-                await registry.janitor.reconcile()
-                tasks.start_soon(registry.serve)
-                try:
-                    yield registry
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await registry.close()
-        finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                await services.store.remove_server(services.server_id)
+    await services.store.register_server(services.server_id)
+    try:
+        async with background_tasks() as tasks:
+            registry = Registry(services, leases, tasks)
+            await registry.janitor.reconcile()
+            tasks.start_soon(registry.serve)
+            try:
+                yield registry
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await registry.close()
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+            await services.store.remove_server(services.server_id)
 
 
 def _title(prompt: str) -> str:

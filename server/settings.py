@@ -76,6 +76,7 @@ class Settings(BaseSettings):
     cpus: float = Field(default=2.0, gt=0, le=1024, description="CPU cores of one sandbox")
     disk_mb: int = Field(default=4096, ge=16, le=10_485_760, description="size of one workspace")
     retention_days: float = Field(default=30, gt=0, le=36_500, description="ended sessions are deleted after this")
+    checkpoints_kept: int = Field(default=50, ge=2, le=100_000, description="latest checkpoints kept of each session")
     warm: int = Field(default=1, ge=0, le=64, description="started agents kept ready")
     workspace_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(), description="host directories (separated by ':') below which workspaces may be copied from"

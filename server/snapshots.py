@@ -19,6 +19,9 @@ MAX_CHANGED_FILES: Final = 200
 """Names of changed files in an outcome; the rest is counted in one last line."""
 
 
+MAX_NOTICE: Final = 4_000
+"""Longest notice to an agent, in characters; the latest part is kept."""
+
 REWOUND: Final = (
     "The files in the workspace were taken back to how they were at an earlier point of this conversation. Look at "
     "files again before you rely on what you remember of them."
@@ -112,10 +115,16 @@ async def heal_workspace(services: Services, session: SessionRecord, sandbox: Sa
     pending = await services.checkpoints.pending(session.id)
     if pending is None:
         return
+    await services.store.update_session(session.id, pending_notice=joined(session.pending_notice, REWOUND))
     await services.checkpoints.restore(session.id, sandbox.workspace, pending.tree_hash, owner=workspace_owner(sandbox))
-    await services.store.update_session(session.id, pending_notice=REWOUND)
     data = {"text": "A rewind that a crash had interrupted was finished."}
     await services.store.append_events(session.id, session.turn, [(EventKind.REWIND, data)])
+
+
+def joined(known: str | None, notice: str) -> str:
+    """What the agent is to be told already, and one thing more; the latest part where it grows too long."""
+    parts = [] if known is None else known.split("\n")
+    return "\n".join([*(part for part in parts if part != notice), notice])[-MAX_NOTICE:]
 
 
 def workspace_owner(sandbox: Sandbox) -> int | None:

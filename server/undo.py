@@ -24,7 +24,7 @@ from server.models import (
 )
 from server.sandboxes.base import Sandbox
 from server.services import Services
-from server.snapshots import REWOUND, Snapshots, heal_workspace, within_reach, workspace_owner
+from server.snapshots import REWOUND, Snapshots, heal_workspace, joined, within_reach, workspace_owner
 from server.views import FileChange, RewindReport
 
 MAX_SHOWN: Final = 200
@@ -110,6 +110,8 @@ class Undo:
             nonlocal undo
             label = f"before rewinding to {checkpoint.id}"
             undo = await snapshots.record(CheckpointKind.UNDO, session.turn, present, label)
+            # Before the first file changes: whatever happens from here on, the agent is told to look again.
+            await services.store.update_session(session.id, pending_notice=joined(session.pending_notice, REWOUND))
 
         restored = await services.checkpoints.restore(
             session.id, workspace, checkpoint.tree, owner=workspace_owner(sandbox), on_present=keep
@@ -143,13 +145,15 @@ class Undo:
         if conversation:
             cuts = cut_after(checkpoint.transcript_cuts, checkpoint.transcript_length, undo.transcript_length)
             await store.update_session(session.id, transcript_cuts=cuts, pending_notice=None)
-        else:
-            await store.update_session(session.id, pending_notice=REWOUND)
         data = {"checkpoint_id": checkpoint.id, "undo_checkpoint_id": undo.id, "conversation": conversation, **counts}
         await store.append_events(session.id, session.turn, [(EventKind.REWIND, data)])
 
-    async def fork(self, session: SessionRecord, checkpoint: CheckpointRecord, title: str) -> SessionRecord:
+    async def fork(
+        self, session: SessionRecord, checkpoint: CheckpointRecord, fork_id: str, title: str
+    ) -> SessionRecord:
         """A new idle session with the files and the conversation of a checkpoint; the original is not touched.
+
+        If this process dies meanwhile, the janitor of the next removes what there is of it.
 
         Raises:
             RookeryError: ``sandbox_unavailable``, ``storage_unavailable``; nothing is left behind then.
@@ -158,7 +162,7 @@ class Undo:
         now = services.clock.now()
         record = session.model_copy(
             update={
-                "id": services.clock.session_id(),
+                "id": fork_id,
                 "parent_id": session.id,
                 "forked_from": checkpoint.id,
                 "state": SessionState.STARTING,
@@ -188,9 +192,10 @@ class Undo:
         except BaseException:
             await self._discard(created)
             raise
-        data = {"child_session_id": created.id, "checkpoint_id": checkpoint.id}
+        fork = await store.move(created.id, SessionState.IDLE, owner=None)
+        data = {"child_session_id": fork.id, "checkpoint_id": checkpoint.id}
         await store.append_events(session.id, session.turn, [(EventKind.FORK, data)])
-        return await store.move(created.id, SessionState.IDLE, owner=None)
+        return fork
 
     async def _discard(self, session: SessionRecord) -> None:
         with anyio.CancelScope(shield=True), anyio.move_on_after(30):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from server.errors import ErrorCode, RookeryError
 from server.models import CheckpointRecord
 from server.store.room import Room, columns, execute, record
-from server.store.tables import checkpoints
+from server.store.tables import checkpoints, sessions, turns
+
+_TIME, _ID = checkpoints.c.created_at, checkpoints.c.id
 
 
 class Checkpoints(Room):
@@ -56,6 +58,29 @@ class Checkpoints(Room):
                 connection.execute(delete(checkpoints).where(checkpoints.c.id.in_(ids[start : start + 500])))
 
         await self._database.write(body)
+
+    async def surplus_checkpoints(self, keep: int) -> list[str]:
+        """Ids of checkpoints beyond the latest ``keep`` of their session, which nothing hangs on.
+
+        A session's first checkpoint, the one at the start of its present turn, and those that it was forked from stay.
+        """
+        place = func.row_number()
+        ranked = select(
+            checkpoints.c.id,
+            checkpoints.c.session_id,
+            place.over(partition_by=checkpoints.c.session_id, order_by=[_TIME.desc(), _ID.desc()]).label("latest"),
+            place.over(partition_by=checkpoints.c.session_id, order_by=[_TIME, _ID]).label("first"),
+        ).subquery()
+        forked = select(sessions.c.forked_from).where(sessions.c.forked_from.is_not(None))
+        present = (
+            select(turns.c.checkpoint_id)
+            .join(sessions, (sessions.c.id == turns.c.session_id) & (sessions.c.turn == turns.c.number))
+            .where(turns.c.checkpoint_id.is_not(None))
+        )
+        query = select(ranked.c.id).where(
+            ranked.c.latest > keep, ranked.c.first > 1, ranked.c.id.not_in(forked), ranked.c.id.not_in(present)
+        )
+        return await self._database.read(lambda connection: list(connection.execute(query).scalars()))
 
     async def trees_in_use(self) -> set[str]:
         """Digests of all trees that a checkpoint of any session still names, for the collector of the rest."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
 from server.errors import ErrorCode, RookeryError
 from server.models import EventKind, SessionRecord, SessionState, TurnRecord
@@ -17,6 +17,7 @@ from server.store.room import Fields, Room, changed_one, columns, owned_session,
 from server.store.tables import commands, counters, servers, session_labels, sessions, turns
 
 _BUSY = tuple(state for state in SessionState if state.is_busy)
+_OVER = tuple(state for state in SessionState if state.is_terminal)
 
 
 class Sessions(Room):
@@ -57,9 +58,9 @@ class Sessions(Room):
         """The session that this request made, if it was seen before."""
         return await self._database.read(_by_request, principal, request_id)
 
-    async def session_ids(self) -> set[str]:
-        """Ids of all sessions, of whatever principal, for the server's own work."""
-        query = select(sessions.c.id)
+    async def sandboxed_sessions(self) -> set[str]:
+        """Ids of all sessions that have a sandbox, or are about to have one because a server holds them."""
+        query = select(sessions.c.id).where(or_(sessions.c.sandbox.is_not(None), sessions.c.owner.is_not(None)))
         return await self._database.read(lambda connection: set(connection.execute(query).scalars()))
 
     async def sessions_in(
@@ -78,15 +79,16 @@ class Sessions(Room):
         )
 
     async def unowned_work(self, dead: Collection[str] = ()) -> list[SessionRecord]:
-        """Busy or resident sessions that nobody looks after: without an owner, or whose owner is one of ``dead`` or
-        has no row among the servers. For the janitor."""
-        orphaned = or_(
-            sessions.c.owner.is_(None),
-            sessions.c.owner.in_(sorted(dead)),
-            sessions.c.owner.not_in(select(servers.c.id)),
-        )
+        """Sessions that nobody looks after. For the janitor.
+
+        Those are the ones whose owner is one of ``dead`` or has no row among the servers, and busy or resident ones
+        without an owner. Ended ones need nobody.
+        """
+        lost = or_(sessions.c.owner.in_(sorted(dead)), sessions.c.owner.not_in(select(servers.c.id)))
         working = or_(sessions.c.state.in_(_BUSY), sessions.c.resident)
-        return await self._read_sessions(select(sessions).where(orphaned, working).order_by(sessions.c.created_at))
+        left = or_(lost, and_(sessions.c.owner.is_(None), working))
+        query = select(sessions).where(left, sessions.c.state.not_in(_OVER)).order_by(sessions.c.created_at)
+        return await self._read_sessions(query)
 
     async def ended_before(self, at: datetime) -> list[SessionRecord]:
         """Ended and failed sessions that came to their end before ``at``, oldest first. For retention."""

@@ -59,6 +59,26 @@ class Turns(Room):
         self._changed(turn.session_id)
         return ended
 
+    async def reopen_turn(self, session_id: str, *, owner: str) -> tuple[Session, TurnRecord]:
+        """Take up the turn of a session that sleeps over a question: ``awaiting_approval → running``, its end undone.
+
+        Raises:
+            RookeryError: ``session_not_found``; ``session_busy`` or ``session_ended`` when it sleeps no longer.
+        """
+        reopened = await self._database.write(_reopen, session_id, owner, self._now())
+        self._changed(session_id)
+        return reopened
+
+    async def turn_by_request(self, session_id: str, request_id: str) -> TurnRecord | None:
+        """The turn that this request began, if the session has seen it before."""
+        query = select(turns).where(turns.c.session_id == session_id, turns.c.request_id == request_id)
+
+        def body(connection: Connection) -> TurnRecord | None:
+            row = connection.execute(query).first()
+            return None if row is None else record(TurnRecord, row)
+
+        return await self._database.read(body)
+
     async def update_turn(self, session_id: str, number: int, **fields: Any) -> None:
         """Set fields of a turn that runs, such as its ``checkpoint_id``.
 
@@ -128,6 +148,17 @@ def _begin(
     connection.execute(insert(turns).values(columns(begun)))
     append(connection, session_id, begun.number, [(EventKind.TURN_STARTED, started_data(begun))], at)
     return begun, True
+
+
+def _reopen(connection: Connection, session_id: str, owner: str, at: datetime) -> tuple[Session, TurnRecord]:
+    asleep = {SessionState.AWAITING_APPROVAL}
+    fields = {"owner": owner}
+    session = moves.move(connection, session_id, SessionState.RUNNING, at=at, expect=asleep, fields=fields)
+    query = update(turns).where(turns.c.session_id == session_id, turns.c.number == session.turn)
+    row = connection.execute(query.values(stop_reason=None, error=None, ended_at=None).returning(turns)).first()
+    if row is None:
+        raise not_found()
+    return session, record(TurnRecord, row)
 
 
 def _is_registered(connection: Connection, server_id: str | None) -> bool:

@@ -530,15 +530,13 @@ def test_a_base_url_that_cannot_be_meant_is_refused_without_showing_it(url: str)
 async def test_the_scripted_upstream_serves_and_leaves_nothing_behind(tmp_path: Path) -> None:
     scenario = tmp_path / "scenario.json"
     scenario.write_text(json.dumps({"turns": [{"steps": [{"text": "from the file"}]}]}))
-    async with scripted_upstream(settings(scenario=scenario)) as upstream:
+    async with scripted_upstream(settings(scenario=scenario), tmp_path) as upstream:
         assert upstream.socket is not None
-        directory = upstream.socket.parent
-        assert directory.stat().st_mode & 0o777 == 0o700
         async with open_gateway(upstream) as house:
             assert "from the file" in (await post(house, house.grant())).text
-    assert not directory.exists()
+    assert not upstream.socket.exists()
     with pytest.raises(RookeryError):
-        async with scripted_upstream(settings()):
+        async with scripted_upstream(settings(), tmp_path):
             raise RookeryError(ErrorCode.INTERNAL, "the caller's own error comes out as it is")
 
 

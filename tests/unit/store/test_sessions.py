@@ -216,7 +216,7 @@ async def test_work_without_a_living_owner_is_found(store: Store) -> None:
 
     found = {session.id for session in await store.unowned_work(["dying"])}
 
-    assert found == {"orphan", "struck-off", "nobodys", "resident"}
+    assert found == {"orphan", "struck-off", "nobodys", "resident", "resting"}
 
 
 async def test_sessions_are_found_by_state(store: Store) -> None:
