@@ -12,6 +12,7 @@ from server.checkpoints import Checkpoints, ObjectStore
 from server.clock import SYSTEM_CLOCK, Clock
 from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
+from server.egress import EgressOptions, EgressProxy
 from server.gateway import Gateway, Upstream, anthropic_upstream, price_book
 from server.leases import Leases
 from server.registry import Registry
@@ -22,8 +23,15 @@ from server.store import open_store
 
 
 @asynccontextmanager
-async def open_registry(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[Registry]:
+async def open_registry(
+    settings: Settings, *, clock: Clock = SYSTEM_CLOCK, egress: EgressOptions | None = None
+) -> AsyncIterator[Registry]:
     """Everything that a server process is made of, for as long as it serves.
+
+    Args:
+        settings: its settings.
+        clock: time, ids and randomness.
+        egress: how the network is reached; given by tests only.
 
     On leaving, agents are interrupted and their transcripts flushed, then the gateway settles its last requests, then
     the store closes.
@@ -47,6 +55,7 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM_CLOCK) -> A
             settings=settings,
             store=store,
             gateway=gateway,
+            egress=EgressProxy(tasks, egress),
             provider=make_provider(settings),
             checkpoints=Checkpoints(ObjectStore(settings.home / "objects"), settings.home / "indexes"),
             clock=clock,

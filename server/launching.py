@@ -15,6 +15,7 @@ from policies import Policy
 from server.agent.agent import Agent
 from server.agent.launch import LaunchOptions, transcript_files
 from server.agent.permissions import PermissionGate
+from server.egress import EgressOutlet
 from server.errors import RookeryError
 from server.gateway import Grant
 from server.models import SessionRecord
@@ -37,6 +38,7 @@ def launch_options(session: SessionRecord, policy: Policy, default_model: str | 
         system_prompt=session.system_prompt,
         max_turns=session.max_turns,
         output_schema=None if session.output_schema is None else json.dumps(session.output_schema),
+        network=bool(policy.network),
     )
 
 
@@ -48,6 +50,8 @@ class LiveAgent:
     sandbox: Sandbox
     grant: Grant
     gate: PermissionGate
+    outlet: EgressOutlet | None
+    """Its way to the network; None where its launch options have none."""
     agent: Agent
     closing: AsyncExitStack
     """Ends the agent, revokes its grant and stops its sandbox, in this order."""
@@ -101,6 +105,9 @@ async def _start(
     stack.push_async_callback(_stop_bounded, sandbox)
     grant = services.gateway.open_grant()
     stack.callback(grant.revoke)
+    outlet = services.egress.open() if options.network else None
+    if outlet is not None:
+        stack.callback(outlet.close)
     gate = PermissionGate(hot_s=services.settings.approval_hot_s)
     agent = Agent(
         sandbox=sandbox,
@@ -112,9 +119,10 @@ async def _start(
         # The SDK asks at run time which of the store's optional methods there are.
         transcript=cast(SessionStore, services.store.transcript_store(session_id)),
         gate=gate,
+        outlet=outlet,
     )
     await stack.enter_async_context(agent)
-    return LiveAgent(session_id, sandbox, grant, gate, agent, stack)
+    return LiveAgent(session_id, sandbox, grant, gate, outlet, agent, stack)
 
 
 async def _stop_bounded(sandbox: Sandbox) -> None:

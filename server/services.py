@@ -8,6 +8,7 @@ from policies import Policy, PolicyError, load_policy
 from server.checkpoints import Checkpoints
 from server.clock import Clock
 from server.errors import ErrorCode, RookeryError
+from server.egress import EgressProxy
 from server.gateway import Gateway
 from server.models import SessionRecord
 from server.sandboxes.base import Limits, SandboxProvider, SandboxSpec
@@ -22,6 +23,7 @@ class Services:
     settings: Settings
     store: Store
     gateway: Gateway
+    egress: EgressProxy
     provider: SandboxProvider
     checkpoints: Checkpoints
     clock: Clock

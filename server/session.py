@@ -20,6 +20,7 @@ from server.authority import SessionAuthority
 from server.changes import Changes
 from server.conclusions import Circumstances, conclude, departure, failure_of, start_failure
 from server.concurrency import background_tasks
+from server.egress import EgressOutlet
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Grant, classify
 from server.inbox import AgentLeft, AgentSaid, GoAway, Interrupt, Item, Leave, OpenTurn, StartTurn
@@ -72,6 +73,7 @@ class SessionActor:
         self._snapshots = Snapshots(services, session)
         self._agent: Agent | None = None
         self._grant: Grant | None = None
+        self._outlet: EgressOutlet | None = None
         self._turn: OpenTurn | None = None
         self._leaving: Leave | None = None
         self._gone = False
@@ -194,9 +196,20 @@ class SessionActor:
         live.grant.server_tools = self._policy.server_tools
         live.grant.bind(session_id=session.id, root_id=session.root_id, principal=session.principal)
         live.gate.authority = self._authority
+        if live.outlet is not None:
+            live.outlet.allow(self._policy.egress, self._tell)
+        self._outlet = live.outlet
         self._grant, self._agent = live.grant, live.agent
         if session.state is not SessionState.STARTING:
             await self._services.store.update_session(session.id, resident=True)
+
+    async def _tell(self, text: str) -> None:
+        """Write a notice into the session's log; one that cannot be written is lost, for it is in the server's too."""
+        number = self.session.turn if self._turn is None else self._turn.record.number
+        try:
+            await self._services.store.append_events(self.session.id, number, [(EventKind.NOTICE, {"text": text})])
+        except RookeryError as error:
+            log.info("notice could not be written", session_id=self.session.id, error=str(error))
 
     async def _place(self) -> Sandbox:
         """The session's sandbox, which tells ``placed`` whether there is one."""
@@ -359,6 +372,8 @@ class SessionActor:
         if self._grant is not None:
             self._grant.turn = turn.record.number
             self._grant.failures.clear()
+        if self._outlet is not None:
+            self._outlet.allow(self._policy.egress)
 
     async def _stop_turn(self, *, interrupted: bool = False, timed_out: bool = False) -> None:
         """Ask the agent to stop; its result follows, or its process is ended after a grace."""

@@ -13,7 +13,7 @@ from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message, Sessi
 from server.agent.launch import LaunchOptions, arguments, environment
 from server.agent.permissions import PermissionGate
 from server.agent.transport import SandboxTransport
-from server.sandboxes.base import CONFIG_DIR, AgentProcess, Sandbox
+from server.sandboxes.base import CONFIG_DIR, AgentProcess, Outlet, Sandbox
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +37,7 @@ class Agent:
         transcript: where the SDK mirrors the transcript to; bound to this session.
         gate: decides on tool calls.
         mcp_servers: in-process MCP servers by name.
+        outlet: its way to the network, when the launch options say that it has one.
 
     Raises (on entry):
         RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
@@ -56,10 +57,14 @@ class Agent:
         transcript: SessionStore,
         gate: PermissionGate,
         mcp_servers: Mapping[str, Any] | None = None,
+        outlet: Outlet | None = None,
     ) -> None:
         async def start() -> AgentProcess:
             return await sandbox.start_agent(
-                arguments(options, session_id, resume=resume), environment(options, token), config_files=config_files
+                arguments(options, session_id, resume=resume),
+                environment(options, token),
+                config_files=config_files,
+                outlet=outlet,
             )
 
         self.session_id = session_id

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from claude_agent_sdk._cli_version import __cli_version__
 
-from server.sandboxes.base import CLI, CONFIG_DIR, GATEWAY_SOCKET
+from server.sandboxes.base import CLI, CONFIG_DIR, EGRESS_PORT, GATEWAY_SOCKET
 
 PROJECT_KEY: Final = "-workspace"
 """How the CLI names the project whose working directory is ``/workspace``."""
@@ -24,6 +24,24 @@ TRANSCRIPTS: Final = f"projects/{PROJECT_KEY}"
 
 MAX_ARGUMENT_BYTES: Final = 100_000
 """Longest single argument; Linux refuses more than 131,072 bytes (MAX_ARG_STRLEN)."""
+
+GATEWAY_NAME: Final = "gateway.rookery.internal"
+"""Stands for the gateway in URLs; it is never looked up, and never asked for through the egress proxy."""
+
+PROXY: Final = f"http://127.0.0.1:{EGRESS_PORT}"
+NO_PROXY: Final = f"localhost,127.0.0.1,::1,{GATEWAY_NAME}"
+
+PROXY_VARIABLES: Final[Mapping[str, str]] = {
+    # Programs differ in the letters that they look for: curl takes http_proxy in small ones only.
+    **{name: PROXY for word in ("http_proxy", "https_proxy", "all_proxy") for name in (word, word.upper())},
+    "no_proxy": NO_PROXY,
+    "NO_PROXY": NO_PROXY,
+    "NODE_USE_ENV_PROXY": "1",
+    # Questions that package managers ask beside their work, to hosts that a policy need not allow.
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "npm_config_update_notifier": "false",
+}
+"""How programs in a sandbox with an egress proxy find it."""
 
 BUNDLED_CLI_VERSION: Final = __cli_version__
 
@@ -44,6 +62,8 @@ class LaunchOptions:
     """Names of in-process MCP servers that the host answers over the control channel."""
     max_output_tokens: int | None = None
     """Bound of one model answer, so that a reservation of the budget stays small."""
+    network: bool = False
+    """Whether programs find an egress proxy; what it lets through is told to it, not to them."""
 
 
 def arguments(options: LaunchOptions, session_id: str, *, resume: bool) -> tuple[str, ...]:
@@ -90,7 +110,7 @@ def environment(options: LaunchOptions, token: str) -> dict[str, str]:
     """
     variables = {
         "ANTHROPIC_UNIX_SOCKET": GATEWAY_SOCKET,
-        "ANTHROPIC_BASE_URL": "http://gateway.rookery.internal",
+        "ANTHROPIC_BASE_URL": f"http://{GATEWAY_NAME}",
         "ANTHROPIC_API_KEY": token,
         "CLAUDE_CONFIG_DIR": CONFIG_DIR,
         "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
@@ -105,6 +125,8 @@ def environment(options: LaunchOptions, token: str) -> dict[str, str]:
         "GIT_CONFIG_NOSYSTEM": "1",
         "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own, not the host's
     }
+    if options.network:
+        variables.update(PROXY_VARIABLES)
     if options.max_output_tokens is not None:
         variables["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(options.max_output_tokens)
     return variables
