@@ -55,7 +55,7 @@ async def open_registry(
             settings=settings,
             store=store,
             gateway=gateway,
-            egress=EgressProxy(tasks, egress),
+            egress=EgressProxy(tasks, egress or EgressOptions()),
             provider=make_provider(settings),
             checkpoints=Checkpoints(ObjectStore(settings.home / "objects"), settings.home / "indexes"),
             clock=clock,

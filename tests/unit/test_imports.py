@@ -19,7 +19,7 @@ FLOORS = (
     {"settings", "errors", "clock"},
     {"models", "requests", "views", "sandboxes"},
     {"store"},
-    {"gateway", "checkpoints"},
+    {"gateway", "checkpoints", "egress"},
     {"agent"},
     {"session"},
     {"registry"},
