@@ -5,6 +5,7 @@ A value that does not pass is an ``invalid_argument`` whose message names the ar
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -13,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 MAX_PROMPT_BYTES: Final = 1_000_000
 """Longest prompt in UTF-8 bytes. The Messages API takes 32 MB, but a prompt is typed or delegated text: files go
 into the workspace."""
+
+MAX_ARGUMENT_BYTES: Final = 100_000
+"""Longest text that is handed to the agent's command line; Linux takes at most 131,072 bytes (MAX_ARG_STRLEN)."""
 
 MAX_LABELS: Final = 32
 
@@ -40,6 +44,27 @@ def checked_prompt(value: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError("holds lone surrogates, which are not text: send valid Unicode") from error
+    return value
+
+
+def checked_schema(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON Schema that an agent's answer can be asked to meet.
+
+    Raises:
+        ValueError: it is no valid schema, is too long, or does not describe an object, which the answer always is.
+    """
+    # Takes longer to import than all the rest here.
+    from jsonschema import Draft202012Validator, SchemaError
+
+    if len(json.dumps(value)) > MAX_ARGUMENT_BYTES:
+        raise ValueError(f"is longer than {MAX_ARGUMENT_BYTES:,} bytes: make it smaller")
+    if value.get("type") != "object":
+        raise ValueError('must have "type": "object" at its root: wrap what you want into an object')
+    try:
+        Draft202012Validator.check_schema(value)
+    except SchemaError as error:
+        where = "/".join(str(part) for part in error.absolute_path) or "its root"
+        raise ValueError(f"is not a valid JSON Schema: {where[:200]}: {error.message[:200]}") from error
     return value
 
 
@@ -77,7 +102,7 @@ class SpawnRequest(Request):
     title: str = Field(default="", max_length=200, description="short name, for people")
     model: str | None = Field(default=None, description="model name or alias; default: the server's setting")
     system_prompt: str | None = Field(
-        default=None, max_length=200_000, description="replaces the agent's own system prompt"
+        default=None, max_length=MAX_ARGUMENT_BYTES, description="replaces the agent's own system prompt"
     )
     policy: str | None = Field(default=None, description="name of the policy it works under; default: the server's")
     tools: tuple[str, ...] | None = Field(
@@ -94,6 +119,18 @@ class SpawnRequest(Request):
     )
 
     _prompt = field_validator("prompt")(checked_prompt)
+
+    @field_validator("system_prompt")
+    @classmethod
+    def _system_prompt(cls, value: str | None) -> str | None:
+        if value is not None and len(value.encode("utf-8", "surrogatepass")) > MAX_ARGUMENT_BYTES:
+            raise ValueError(f"is longer than {MAX_ARGUMENT_BYTES:,} bytes: put long material into the workspace")
+        return value
+
+    @field_validator("output_schema")
+    @classmethod
+    def _output_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else checked_schema(value)
 
     @field_validator("model")
     @classmethod
@@ -112,9 +149,14 @@ class SpawnRequest(Request):
     @field_validator("tools")
     @classmethod
     def _tools(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        # The policy room is not needed before the first call.
+        from policies.catalogue import TOOLS, canonical_name, is_known
+
         for name in value or ():
             if not TOOL_NAME.fullmatch(name):
                 raise ValueError(f"holds {name[:40]!r}, which is not a tool name, as Read or Bash are")
+            if not is_known(canonical_name(name)):
+                raise ValueError(f"holds {name[:40]!r}, which no agent has; there are {', '.join(sorted(TOOLS))}")
         return value
 
 
