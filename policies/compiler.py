@@ -169,7 +169,7 @@ class Compiler:
             when=when,
             because=model.because or "",
             rewrite=settings,
-            ask_ttl_s=(model.ask or schema.AskModel.model_construct()).ttl if model.effect == "ask" else None,
+            ask_ttl_s=None if model.ask is None else model.ask.ttl,
             advisory=model.advisory,
             file=self._file,
             line=self._lines.of((*at, "id")),

@@ -71,6 +71,7 @@ class ApprovalDesk:
         for known in await store.approvals(self._session.principal, self._session.id, pending=False):
             if known.tool_use_id == tool_use_id and known.input_digest == request.digest:
                 return known
+        longest = self._services.settings.approval_ttl_s
         approval = ApprovalRecord(
             id=self._services.clock.identifier("ap"),
             session_id=self._session.id,
@@ -83,7 +84,7 @@ class ApprovalDesk:
             input=dict(request.input),
             rule=decision.rule or "default",
             created_at=now,
-            expires_at=now + timedelta(seconds=self._services.settings.approval_ttl_s),
+            expires_at=now + timedelta(seconds=min(decision.ask_ttl_s or longest, longest)),
         )
         await store.add_approval(approval)
         data = {"approval_id": approval.id, "tool": approval.tool, "summary": approval.summary, "status": "pending"}
@@ -114,9 +115,9 @@ def _verdict(approval: ApprovalRecord) -> Verdict:
     note = f" {approval.note}" if approval.note else ""
     match approval.status:
         case ApprovalStatus.ALLOWED:
-            return Verdict(Effect.ALLOW, f"A person allowed this call.{note}")
+            return Verdict(Effect.ALLOW, f"A person allowed this call.{note}", by=approval.decided_by)
         case ApprovalStatus.DENIED:
-            return Verdict(Effect.DENY, f"A person denied this call.{note}")
+            return Verdict(Effect.DENY, f"A person denied this call.{note}", by=approval.decided_by)
         case _:
             return Verdict(Effect.DENY, "approval_expired: nobody answered in time, so the call is denied.")
 

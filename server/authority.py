@@ -1,10 +1,11 @@
-"""Who decides on a session's tool calls: the policy engine, with every denial counted and written down."""
+"""Who decides on a session's tool calls: the policy engine and the user's hooks, every decision written down."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from policies import Decision, Effect, Facts, Policy, ToolRequest, ToolUse, decide
 from policies.types import LinkLookup
@@ -12,32 +13,40 @@ from server.agent.permissions import Verdict
 from server.approvals import ApprovalDesk
 from server.changes import Changes
 from server.files import workspace_links
-from server.models import EventKind, SessionRecord
+from server.history import CallHistory
+from server.hooks import Objection, PostToolUse, PreToolUse, Subject
+from server.models import Decider, DecisionRecord, EventKind, SessionRecord
 from server.services import Services
 from server.turns import bounded
-
-MAX_HISTORY: Final = 10_000
-"""Calls remembered for conditions on state."""
 
 
 class SessionAuthority:
     """Implements :class:`server.agent.permissions.PermissionAuthority` for one session."""
 
-    def __init__(self, services: Services, session: SessionRecord, policy: Policy, changes: Changes) -> None:
+    def __init__(self, services: Services, session: SessionRecord, changes: Changes) -> None:
+        self._services = services
         self._store = services.store
         self._clock = services.clock
-        self._session_id = session.id
-        self._policy = policy
+        self._session = session
         self._turn = session.turn
         self._denied: Counter[str] = Counter()
-        self._admitted: set[str] = set()
-        self._history: deque[ToolUse] = deque(maxlen=MAX_HISTORY)
+        self._history = CallHistory()
         self._desk = ApprovalDesk(services, session, changes)
         self._links: LinkLookup = {}
+        self._rewritten: dict[tuple[str, str], ToolRequest] = {}
+        self._fault: str | None = None
 
     def look_at(self, workspace: Path | None) -> None:
         """Where the workspace lies on this host, so that links in it are seen as the sandbox sees them."""
         self._links = {} if workspace is None else workspace_links(workspace)
+
+    async def restore(self) -> None:
+        """Read what the session did before it slept.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        await self._history.restore(self._store, self._session.id)
 
     @property
     def denials(self) -> int:
@@ -48,31 +57,131 @@ class SessionAuthority:
         """A turn begins."""
         self._turn = turn
         self._denied.clear()
-        self._admitted.clear()
+        self._rewritten.clear()
 
     async def judge(self, request: ToolRequest, tool_use_id: str) -> Decision:
-        """Decide by the policy; a denial becomes an event, once for each call."""
+        """Decide by the policy as it is now, then by the user's hooks; a denial becomes an event, once for each call.
+
+        Raises:
+            RookeryError: the policy is gone, or decisions cannot be written down: the gate denies then.
+        """
+        self._services.audit.check()
+        policy = await self._policy()
+        began = time.perf_counter_ns()
+        now = self._clock.now().timestamp()
         facts = Facts(
-            links=self._links, history=tuple(self._history), now=self._clock.now().timestamp(), turn=self._turn
+            links=self._links,
+            history=self._history.before(tool_use_id),
+            now=now,
+            turn=self._turn,
+            depth=len(self._session.parent_policies or ()),
         )
-        decision = decide(request, self._policy, facts)
+        decision = decide(request, policy, facts)
+        objection: Objection | None = None
+        if decision.effect is not Effect.DENY:
+            # Counted before anything is awaited, so that of two calls at once the second sees the first.
+            self._history.admit(tool_use_id, ToolUse(request.tool, now, self._turn))
+            objection = await self._object(request, tool_use_id, decision)
+            if objection is not None:
+                decision = tightened(decision, objection)
+        if decision.input is not None:
+            # The CLI asks again with the input that it was given: the question stays the one that was asked.
+            self._rewritten[tool_use_id, replace(request, input=decision.input).digest] = request
+        self._record(request, tool_use_id, policy, decision, began, objection)
         if decision.effect is Effect.DENY:
             await self._deny(request, tool_use_id, decision.because, decision.rule)
-        elif tool_use_id not in self._admitted:
-            self._admitted.add(tool_use_id)
-            self._history.append(ToolUse(request.tool, facts.now, self._turn))
         return decision
 
     async def ask(self, request: ToolRequest, tool_use_id: str, decision: Decision) -> Verdict:
         """Put the call to a person; a denial by them, or by time, is counted like any other."""
+        began = time.perf_counter_ns()
+        request = self._rewritten.get((tool_use_id, request.digest), request)
         verdict = await self._desk.ask(request, tool_use_id, decision, self._turn)
+        if verdict.defer:
+            return verdict
+        answer = replace(decision, effect=verdict.effect, because=verdict.because)
+        self._record(request, tool_use_id, await self._policy(), answer, began, None, verdict)
         if verdict.effect is Effect.DENY:
             await self._deny(request, tool_use_id, verdict.because, decision.rule)
         return verdict
 
+    async def after(self, request: ToolRequest, tool_use_id: str, response: object) -> str | None:
+        """Show the user's hooks what a call answered; why the turn must stop, if one objects."""
+        event = PostToolUse(self._subject, request.tool, request.input, response, tool_use_id)
+        objection = await self._services.hooks.objection(event)
+        if objection is None:
+            return None
+        await self._deny(request, tool_use_id, objection.because, f"hook:{objection.hook}")
+        return objection.because
+
+    @property
+    def _subject(self) -> Subject:
+        session = self._session
+        return Subject(session.id, session.principal, self._turn, session.labels)
+
+    async def _object(self, request: ToolRequest, tool_use_id: str, decision: Decision) -> Objection | None:
+        hooks = self._services.hooks
+        if not hooks.any_for(PreToolUse):
+            return None
+        given = request.input if decision.input is None else decision.input
+        return await hooks.objection(PreToolUse(self._subject, request.tool, given, tool_use_id))
+
+    async def _policy(self) -> Policy:
+        """The policy in force now; that a broken file left the last good one in force is said once."""
+        effective = self._services.policies.of(self._session)
+        if effective.fault is not None and effective.fault != self._fault:
+            notice = {"text": f"policy: {effective.fault}", "level": "error"}
+            await self._store.append_events(self._session.id, self._turn, [(EventKind.NOTICE, notice)])
+        self._fault = effective.fault
+        return effective.policy
+
+    def _record(
+        self,
+        request: ToolRequest,
+        tool_use_id: str,
+        policy: Policy,
+        decision: Decision,
+        began: int,
+        objection: Objection | None,
+        verdict: Verdict | None = None,
+    ) -> None:
+        decider = Decider.HUMAN if verdict is not None else Decider.HOOK if objection is not None else Decider.RULE
+        by = verdict.by if verdict is not None else objection.hook if objection is not None else None
+        self._services.audit.add(
+            DecisionRecord(
+                id=self._clock.identifier("dec"),
+                at=self._clock.now(),
+                principal=self._session.principal,
+                session_id=self._session.id,
+                turn=self._turn,
+                tool_use_id=bounded(tool_use_id, 200),
+                tool=bounded(request.tool, 200),
+                policy=policy.name,
+                policy_digest=policy.digest,
+                request_digest=request.digest,
+                decision=decision.effect.value,
+                rule=decision.rule,
+                because=bounded(decision.because, 2_000),
+                matched=tuple(dict.fromkeys(f"{match.layer}:{match.rule}" for match in decision.matched))[:200],
+                rewritten=decision.input is not None,
+                decider=decider,
+                decided_by=by,
+                latency_us=(time.perf_counter_ns() - began) // 1_000,
+            )
+        )
+
     async def _deny(self, request: ToolRequest, tool_use_id: str, because: str, rule: str | None) -> None:
+        self._history.withdraw(tool_use_id)
         self._denied[tool_use_id] += 1
         if self._denied[tool_use_id] > 1:
             return
         data = {"id": tool_use_id, "tool": bounded(request.tool, 200), "because": because, "rule": rule}
-        await self._store.append_events(self._session_id, self._turn, [(EventKind.DENIAL, data)])
+        await self._store.append_events(self._session.id, self._turn, [(EventKind.DENIAL, data)])
+
+
+def tightened(decision: Decision, objection: Objection) -> Decision:
+    """A decision with an objection taken in: never wider than it was."""
+    effect = decision.effect.meet(Effect.ASK if objection.ask else Effect.DENY)
+    if effect is decision.effect:
+        return decision
+    return replace(decision, effect=effect, because=objection.because, rule=f"hook:{objection.hook}", ask_ttl_s=None)

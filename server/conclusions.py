@@ -85,6 +85,14 @@ def conclude(result: ResultMessage | None, known: Circumstances) -> Conclusion:
     return Conclusion(StopReason.END_TURN, structured_output=result.structured_output)
 
 
+def refused(because: str) -> Conclusion:
+    """A turn whose answer a hook of the user withholds."""
+    return _failed(
+        RookeryError(ErrorCode.POLICY_DENIED, f"A hook of this server withholds the answer: {because}"),
+        StopReason.REFUSED,
+    )
+
+
 def _failed(error: RookeryError, reason: StopReason = StopReason.ERROR) -> Conclusion:
     return Conclusion(reason, error=Failure.of(error))
 

@@ -71,6 +71,8 @@ class OpenTurn:
     """The agent has been asked, so that a result is owed."""
     interrupted: bool = False
     timed_out: bool = False
+    timeout_s: float = 0.0
+    """How long the turn may take."""
     deadline: float = 0.0
     """When the turn has taken too long."""
     stop_deadline: float | None = None

@@ -18,7 +18,9 @@ from server.agent.permissions import PermissionGate
 from server.egress import EgressOutlet
 from server.errors import RookeryError
 from server.gateway import Grant
+from server.hooks import PostToolUse
 from server.models import SessionRecord
+from server.policy_book import turns_of
 from server.sandboxes.base import Sandbox, SandboxSpec
 from server.services import Services
 from server.workspaces import fill
@@ -36,7 +38,7 @@ def launch_options(session: SessionRecord, policy: Policy, default_model: str | 
         tools=policy.offered_tools(session.tools),
         model=session.model or default_model,
         system_prompt=session.system_prompt,
-        max_turns=session.max_turns,
+        max_turns=turns_of(policy.limits, session.max_turns),
         output_schema=None if session.output_schema is None else json.dumps(session.output_schema),
         network=bool(policy.network),
     )
@@ -108,7 +110,7 @@ async def _start(
     outlet = services.egress.open() if options.network else None
     if outlet is not None:
         stack.callback(outlet.close)
-    gate = PermissionGate(hot_s=services.settings.approval_hot_s)
+    gate = PermissionGate(hot_s=services.settings.approval_hot_s, after=services.hooks.any_for(PostToolUse))
     agent = Agent(
         sandbox=sandbox,
         session_id=session_id,

@@ -248,13 +248,13 @@ class SessionReader:
         Raises:
             RookeryError: ``session_not_found``, ``invalid_argument``.
         """
-        facts = Facts()
+        facts, asked = Facts(), None
         if session_id is not None:
             session = await self._services.store.session(principal, session_id)
-            policy = session.policy
+            asked = self._services.policy_of(session)
             if session.sandbox is not None:
                 facts = Facts(links=workspace_links(await self._workspace(principal, session_id)), turn=session.turn)
-        return explain(self._services.policy(policy), ToolRequest(tool=tool, input=dict(tool_input)), facts)
+        return explain(asked or self._services.policy(policy), ToolRequest(tool=tool, input=dict(tool_input)), facts)
 
     async def _workspace(self, principal: str, session_id: str) -> Path:
         session = await self._services.store.session(principal, session_id)

@@ -23,11 +23,13 @@ from server.errors import ErrorCode, RookeryError
 from server.files import write_file
 from server.fleet import Fleet
 from server.forwarding import Forwarding
+from server.hooks import Subject, UserPromptSubmit
 from server.inbox import Leave
 from server.janitor import Janitor
 from server.launching import LiveAgent, launch_options, open_sandbox
 from server.leases import HEARTBEAT_S, Leases
 from server.models import NANO_USD, ApprovalRecord, CheckpointRecord, EventKind, SessionRecord, SessionState, TurnRecord
+from server.policy_book import check_model, tightest, turns_of
 from server.reading import SessionReader
 from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
@@ -73,9 +75,9 @@ class Registry(SessionReader):
             known = await store.session_by_request(principal, request.request_id)
             if known is not None:
                 return known.id
-        policy = self._services.policy(request.policy)
-        session, turn = self._new_session(principal, request, policy)
+        session, turn, policy = self._new_session(principal, request)
         self._services.gateway.require_credential()
+        await self._screen(session, 1, request.prompt)
         await self._fleet.make_room()
         warm = self._fleet.pool.take(launch_options(session, policy, self._services.settings.model))
         if warm is not None:
@@ -94,6 +96,19 @@ class Registry(SessionReader):
             raise actor.placement_error
         return created.id
 
+    async def _screen(self, session: SessionRecord, turn: int, prompt: str) -> None:
+        """Show a prompt to the user's hooks.
+
+        Raises:
+            RookeryError: ``policy_denied``.
+        """
+        subject = Subject(session.id, session.principal, turn, session.labels)
+        objection = await self._services.hooks.objection(UserPromptSubmit(subject, prompt))
+        if objection is not None:
+            raise RookeryError(
+                ErrorCode.POLICY_DENIED, f"A hook of this server refuses the prompt: {objection.because}"
+            )
+
     async def _create(self, session: SessionRecord, turn: TurnRecord, warm: LiveAgent | None) -> SessionRecord:
         """Write the session; a warm agent that it does not get after all is ended."""
         created: SessionRecord | None = None
@@ -106,10 +121,9 @@ class Registry(SessionReader):
                 await self._fleet.pool.discard(warm)
         return created
 
-    def _new_session(self, principal: str, request: SpawnRequest, policy: Policy) -> tuple[SessionRecord, TurnRecord]:
+    def _new_session(self, principal: str, request: SpawnRequest) -> tuple[SessionRecord, TurnRecord, Policy]:
         settings, clock = self._services.settings, self._services.clock
         session_id, now = clock.session_id(), clock.now()
-        policy.offered_tools(request.tools)
         source = None if request.workspace is None else request.workspace.model_dump(exclude_none=True)
         if source is not None:
             check_source(source, settings)
@@ -139,7 +153,11 @@ class Registry(SessionReader):
         turn = TurnRecord(
             session_id=session_id, number=1, prompt=request.prompt, request_id=request.request_id, started_at=now
         )
-        return session, turn
+        policy = self._services.policy_of(session)
+        check_model(policy, session.model)
+        cap = tightest(policy.limits.usd, budget)
+        assert cap is not None
+        return session.model_copy(update={"budget_nano_usd": round(cap * NANO_USD)}), turn, policy
 
     async def prompt(self, principal: str, session_id: str, request: PromptRequest) -> int:
         """Start the session's next turn; its number. An already seen ``request_id`` gives the turn that it gave first.
@@ -161,9 +179,11 @@ class Registry(SessionReader):
             known = await services.store.turn_by_request(session.id, request.request_id)
             if known is not None:
                 return known.number
-        policy = services.policy(session.policy)
+        policy = services.policy_of(session)
+        check_model(policy, session.model)
         services.gateway.require_credential()
-        budget = await self._new_cap(session, request.budget_usd)
+        budget = await self._new_cap(session, request.budget_usd, policy)
+        await self._screen(session, session.turn + 1, request.prompt)
         if session.id not in self._fleet.actors:
             await self._fleet.make_room()
         record = TurnRecord(
@@ -189,16 +209,19 @@ class Registry(SessionReader):
             self._fleet.start(fresh, policy, turn)
         return turn.number
 
-    async def _new_cap(self, session: SessionRecord, budget_usd: float | None) -> int | None:
-        if budget_usd is None:
+    async def _new_cap(self, session: SessionRecord, budget_usd: float | None, policy: Policy) -> int | None:
+        """The session's new cap; None when it stays. What the policy allows is never passed."""
+        present = None if session.budget_nano_usd is None else session.budget_nano_usd / NANO_USD
+        cap = tightest(policy.limits.usd, present if budget_usd is None else budget_usd)
+        if cap is None or (budget_usd is None and cap == present):
             return None
         spent = (await self._services.store.cost(session.id)).usd
-        if budget_usd <= spent:
-            raise RookeryError(
-                ErrorCode.INVALID_ARGUMENT,
-                f"budget_usd: is the session's total cap and must be above the ${spent:.4f} it has spent already.",
-            )
-        return round(budget_usd * NANO_USD)
+        if budget_usd is not None and cap <= spent:
+            message = f"budget_usd: is the session's total cap and must be above the ${spent:.4f} it has spent already."
+            if cap < budget_usd:
+                message += f" The policy {policy.name} allows no more than ${cap:g}."
+            raise RookeryError(ErrorCode.INVALID_ARGUMENT, message)
+        return round(cap * NANO_USD)
 
     # --- undoing ----------------------------------------------------------------------------------------------
 
@@ -423,7 +446,7 @@ class Registry(SessionReader):
                     log.warning("session could not be woken by its answer", session_id=session_id, error=str(error))
 
     async def _resume(self, session: SessionRecord, turn: TurnRecord) -> None:
-        self._fleet.start(session, self._services.policy(session.policy), turn, resumed=True)
+        self._fleet.start(session, self._services.policy_of(session), turn, resumed=True)
 
     async def prune(self) -> int:
         """Delete ended sessions whose retention is over; how many."""
@@ -450,14 +473,21 @@ class Registry(SessionReader):
 
     async def serve(self) -> None:
         """Heartbeats, commands from other processes, the janitor's rounds; until cancelled."""
-        default = self._services.policy(None).offered_tools(None)
-        self._fleet.pool.want(LaunchOptions(tools=default, model=self._services.settings.model))
+        default = self._services.policy(None)
+        self._fleet.pool.want(
+            LaunchOptions(
+                tools=default.offered_tools(None),
+                model=self._services.settings.model,
+                max_turns=turns_of(default.limits, None),
+            )
+        )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._heartbeat)
             tasks.start_soon(self._forwarding.serve)
             tasks.start_soon(self.janitor.serve)
             tasks.start_soon(self._expire)
             tasks.start_soon(self._fleet.pool.serve)
+            tasks.start_soon(self._services.audit.serve)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -487,8 +517,9 @@ async def open_registry(services: Services, leases: Leases) -> AsyncIterator[Reg
     """The registry of one server process, for as long as it serves; its lease is held by the caller.
 
     Raises:
-        RookeryError: ``storage_unavailable``.
+        RookeryError: ``storage_unavailable``; ``invalid_argument``: a policy or a hook is broken.
     """
+    services.check()
     await services.store.register_server(services.server_id)
     try:
         async with background_tasks() as tasks:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-from policies import Policy, PolicyError, load_policy
+from policies import Policy
+from server.audit import AuditTrail
 from server.checkpoints import Checkpoints
 from server.clock import Clock
-from server.errors import ErrorCode, RookeryError
 from server.egress import EgressProxy
 from server.gateway import Gateway
+from server.hooks import PreToolUse, UserHooks, load_hooks
 from server.models import SessionRecord
+from server.policy_book import PolicyBook
 from server.sandboxes.base import Limits, SandboxProvider, SandboxSpec
 from server.settings import Settings
 from server.store import Store
@@ -30,16 +33,49 @@ class Services:
     server_id: str
     """This process, in leases and commands."""
 
+    @cached_property
+    def policies(self) -> PolicyBook:
+        """The policies in force."""
+        return PolicyBook(self.settings.policy_dir, self.settings.policy)
+
+    @cached_property
+    def audit(self) -> AuditTrail:
+        """Where decisions are written down."""
+        return AuditTrail(self.store)
+
+    @cached_property
+    def hooks(self) -> UserHooks:
+        """The user's hooks.
+
+        Raises:
+            RookeryError: ``invalid_argument``: one cannot be imported.
+        """
+        return load_hooks(self.settings.hooks, timeout_s=self.settings.hook_timeout_s)
+
+    def check(self) -> None:
+        """Refuse to start with hooks, or with a default or an organisation's policy, that are broken.
+
+        Raises:
+            RookeryError: ``invalid_argument``.
+        """
+        self.hooks.any_for(PreToolUse)
+        self.policy(None)
+
     def policy(self, name: str | None) -> Policy:
-        """A policy by its name; the default one without.
+        """What a session that names this policy would work under; the default one without a name.
 
         Raises:
             RookeryError: ``invalid_argument``, naming the policies that there are or the fault in the file.
         """
-        try:
-            return load_policy(name or self.settings.policy, self.settings.policy_dir)
-        except PolicyError as error:
-            raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"policy: {error.message}", detail=str(error)) from error
+        return self.policies.named(name)
+
+    def policy_of(self, session: SessionRecord) -> Policy:
+        """What a session works under now: all its layers.
+
+        Raises:
+            RookeryError: ``invalid_argument``: a policy of it is gone or broken.
+        """
+        return self.policies.of(session).policy
 
     def sandbox_spec(self, session: SessionRecord) -> SandboxSpec:
         """What the session's sandbox is, or would be, made for."""

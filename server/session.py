@@ -18,14 +18,16 @@ from policies import Policy
 from server.agent.agent import Agent
 from server.authority import SessionAuthority
 from server.changes import Changes
-from server.conclusions import Circumstances, conclude, departure, failure_of, start_failure
+from server.conclusions import Circumstances, Conclusion, conclude, departure, failure_of, refused, start_failure
 from server.concurrency import background_tasks
 from server.egress import EgressOutlet
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Grant, classify
+from server.hooks import Stop, Subject
 from server.inbox import AgentLeft, AgentSaid, GoAway, Interrupt, Item, Leave, OpenTurn, StartTurn
 from server.launching import LiveAgent, adopt_sandbox, launch_options, open_sandbox, start_again
 from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
+from server.policy_book import tightest
 from server.sandboxes.base import Sandbox
 from server.services import Services
 from server.snapshots import Snapshots, heal_workspace
@@ -69,7 +71,7 @@ class SessionActor:
         self._policy = policy
         self._send, self._receive = anyio.create_memory_object_stream[Item](INBOX_SIZE)
         self._tracker = TurnTracker()
-        self._authority = SessionAuthority(services, session, policy, changes)
+        self._authority = SessionAuthority(services, session, changes)
         self._snapshots = Snapshots(services, session)
         self._agent: Agent | None = None
         self._grant: Grant | None = None
@@ -190,6 +192,7 @@ class SessionActor:
 
         async with background_tasks() as beside:
             beside.start_soon(checkpoint)
+            beside.start_soon(self._authority.restore)
             live = await self._live_agent(sandbox, stack)
             await checkpointed.wait()
         session = self.session
@@ -368,12 +371,22 @@ class SessionActor:
     def _arm(self, turn: OpenTurn) -> None:
         self._tracker.begin()
         self._authority.begin(turn.record.number)
-        turn.deadline = anyio.current_time() + self._services.settings.turn_timeout_s
+        turn.timeout_s = self._longest_turn()
+        turn.deadline = anyio.current_time() + turn.timeout_s
         if self._grant is not None:
             self._grant.turn = turn.record.number
             self._grant.failures.clear()
         if self._outlet is not None:
             self._outlet.allow(self._policy.egress)
+
+    def _longest_turn(self) -> float:
+        """How long a turn may take, by the settings and by the policy as it is now."""
+        try:
+            self._policy = self._services.policy_of(self.session)
+        except RookeryError as error:
+            log.warning("policy cannot be read; the one at the start holds", error=str(error))
+        longest = self._services.settings.turn_timeout_s
+        return tightest(self._policy.limits.wall, longest) or longest
 
     async def _stop_turn(self, *, interrupted: bool = False, timed_out: bool = False) -> None:
         """Ask the agent to stop; its result follows, or its process is ended after a grace."""
@@ -412,12 +425,16 @@ class SessionActor:
                 upstream=upstream,
                 crash=turn.crash,
                 schema_asked=self.session.output_schema is not None and turn.record.origin is TurnOrigin.PROMPT,
-                timeout_s=self._services.settings.turn_timeout_s,
+                timeout_s=turn.timeout_s,
             ),
         )
         text = self._tracker.text
         if result is not None and result.result and not result.is_error:
             text = result.result
+        if ending.stop_reason is StopReason.END_TURN:
+            refusal = await self._refusal(text, ending.structured_output)
+            if refusal is not None:
+                ending, text = refusal, ""
         record = turn.record.model_copy(
             update={
                 "stop_reason": ending.stop_reason,
@@ -436,6 +453,13 @@ class SessionActor:
         if waits:
             self._leaving = self._leaving or Leave.HIBERNATE
         self._idle_since = anyio.current_time()
+
+    async def _refusal(self, text: str, structured_output: Any) -> Conclusion | None:
+        """How the turn ends instead, if a hook of the user objects to its answer."""
+        session = self.session
+        subject = Subject(session.id, session.principal, session.turn, session.labels)
+        objection = await self._services.hooks.objection(Stop(subject, text, structured_output))
+        return None if objection is None else refused(objection.because)
 
     async def _write_end(self, record: TurnRecord, to: SessionState) -> SessionRecord:
         """One transaction for the turn and the state; tried again while the store is unavailable."""

@@ -84,6 +84,10 @@ class Settings(BaseSettings):
     git_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("github.com", "gitlab.com"), description="hosts (comma separated) to clone workspaces from"
     )
+    hooks: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Python functions (comma separated, Event=package.module:function) that may object"
+    )
+    hook_timeout_s: float = Field(default=5, gt=0, le=20, description="longest that one of these functions may take")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="what stderr gets")
 
     anthropic_base_url: str = Field(default="https://api.anthropic.com", validation_alias="ANTHROPIC_BASE_URL")
@@ -102,6 +106,11 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(Path(part).expanduser().absolute() for part in value.split(os.pathsep) if part)
         return value
+
+    @field_validator("hooks", mode="before")
+    @classmethod
+    def _split_hooks(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("git_hosts", mode="before")
     @classmethod

@@ -38,10 +38,12 @@ class Verdict:
     effect: Effect
     because: str
     defer: bool = False
+    by: str | None = None
+    """Who answered, if somebody did."""
 
 
 class PermissionAuthority(Protocol):
-    """Who decides. The session implements it; both methods may raise, which denies."""
+    """Who decides. The session implements it; every method may raise, which denies."""
 
     async def judge(self, request: ToolRequest, tool_use_id: str) -> Decision:
         """The policy's decision on a call, recorded."""
@@ -51,24 +53,34 @@ class PermissionAuthority(Protocol):
         """Put a call that the policy wants asked to a person, and wait while the question is hot."""
         ...
 
+    async def after(self, request: ToolRequest, tool_use_id: str, response: object) -> str | None:
+        """Look at what a call answered; why the turn must stop, if it must."""
+        ...
+
 
 class PermissionGate:
     """The callbacks that the SDK calls for one agent.
 
     Args:
         hot_s: longest wait of ``authority.ask`` in seconds.
+        after: whether results are shown to the authority, which costs each call a round trip more.
 
     Attributes:
         authority: decides; None, as for a warm agent that has no session yet, denies everything.
     """
 
-    def __init__(self, *, hot_s: float) -> None:
+    def __init__(self, *, hot_s: float, after: bool = False) -> None:
         self.authority: PermissionAuthority | None = None
+        self._after = after
         self._timeout_s = hot_s + HOOK_TIMEOUT_MARGIN_S
 
     def hooks(self) -> dict[HookEvent, list[HookMatcher]]:
         """The hook table for ``ClaudeAgentOptions``: one matcher for every tool, blocking on failure."""
-        return {"PreToolUse": [HookMatcher(hooks=[self.pre_tool_use], timeout=self._timeout_s, on_failure="block")]}
+        before = HookMatcher(hooks=[self.pre_tool_use], timeout=self._timeout_s, on_failure="block")
+        if not self._after:
+            return {"PreToolUse": [before]}
+        after = HookMatcher(hooks=[self.post_tool_use], timeout=self._timeout_s, on_failure="block")
+        return {"PreToolUse": [before], "PostToolUse": [after]}
 
     async def pre_tool_use(
         self, hook_input: HookInput, tool_use_id: str | None, context: HookContext
@@ -88,6 +100,23 @@ class PermissionGate:
         else:
             answer["permissionDecision"] = "deny"
         return {"hookSpecificOutput": answer}  # type: ignore[typeddict-item]  # the SDK's union of hook outputs
+
+    async def post_tool_use(
+        self, hook_input: HookInput, tool_use_id: str | None, context: HookContext
+    ) -> HookJSONOutput:
+        """After a call: the turn stops if the authority objects to what it answered, or cannot tell."""
+        given: Mapping[str, Any] = dict(hook_input)
+        try:
+            if self.authority is None:
+                because: str | None = "No session has taken this agent yet."
+            else:
+                request = ToolRequest(tool=str(given["tool_name"]), input=dict(given["tool_input"]))
+                call = str(given.get("tool_use_id") or tool_use_id)
+                because = await self.authority.after(request, call, given.get("tool_response"))
+        except Exception:
+            log.exception("a result could not be judged; the turn is stopped", tool=str(given.get("tool_name"))[:80])
+            because = "Rookery could not judge what this call answered, so the turn is stopped."
+        return {} if because is None else {"continue_": False, "stopReason": because}
 
     async def can_use_tool(
         self, tool: str, tool_input: dict[str, Any], context: ToolPermissionContext

@@ -11,6 +11,7 @@ from server.store.budgets import Budgets
 from server.store.checkpoints import Checkpoints
 from server.store.costs import Costs
 from server.store.database import open_database
+from server.store.decisions import Decisions
 from server.store.events import Events
 from server.store.ledger import Ledger
 from server.store.listing import Listing
@@ -21,7 +22,20 @@ from server.store.transcripts import Transcripts
 from server.store.turns import Turns
 
 
-class Store(Sessions, Listing, Turns, Events, Ledger, Budgets, Costs, Transcripts, Processes, Approvals, Checkpoints):
+class Store(
+    Sessions,
+    Listing,
+    Turns,
+    Events,
+    Ledger,
+    Budgets,
+    Costs,
+    Transcripts,
+    Processes,
+    Approvals,
+    Decisions,
+    Checkpoints,
+):
     """Everything that must outlive a process. Each method is one transaction: done in full, or not at all."""
 
 

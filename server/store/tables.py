@@ -1,16 +1,19 @@
 """All tables. What the migrations build must equal this, which a test holds (tests/unit/store/test_schema.py).
 
-Everything that belongs to a session goes when its row goes, except ``ledger`` and its sums: money is kept.
+Everything that belongs to a session goes when its row goes, except ``ledger`` and its sums, and ``decisions``: money
+and the record of what was allowed are kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Float,
     ForeignKey,
     Index,
@@ -20,11 +23,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    event,
 )
 
 from server.store.columns import Json, UtcTime, Words
 
-SCHEMA_REVISION: Final = "0002"
+SCHEMA_REVISION: Final = "0003"
 """The newest migration. A store of this revision is opened without importing Alembic."""
 
 metadata: Final = MetaData(
@@ -76,6 +80,7 @@ sessions = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime),
+    Column("parent_policies", Json),
     UniqueConstraint("principal", "request_id"),
     Index(None, "principal", "created_at", "id"),
     Index(None, "owner"),
@@ -315,3 +320,59 @@ commands = Table(
 )
 """Inbox of sessions that another process owns; ``number`` is the order in which they were sent. Not bound to the
 session's row, because the answer to "delete this session" must outlive it."""
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("principal", Words, nullable=False),
+    Column("session_id", String, nullable=False),
+    Column("turn", Integer, nullable=False),
+    Column("tool_use_id", Words, nullable=False),
+    Column("tool", Words, nullable=False),
+    Column("policy", Words, nullable=False),
+    Column("policy_digest", String, nullable=False),
+    Column("request_digest", String, nullable=False),
+    Column("decision", String, nullable=False),
+    Column("rule", Words),
+    Column("because", Words, nullable=False),
+    Column("matched", Json, nullable=False),
+    Column("rewritten", Boolean, nullable=False),
+    Column("decider", String, nullable=False),
+    Column("decided_by", Words),
+    Column("latency_us", BigInteger, nullable=False),
+    Index(None, "principal", "at"),
+    Index(None, "session_id", "at"),
+)
+"""The audit: one row for each decision on a tool call. Rows are added and never changed or taken away."""
+
+APPEND_ONLY: Final = {
+    "sqlite": tuple(
+        f"CREATE TRIGGER decisions_no_{verb} BEFORE {verb.upper()} ON decisions "
+        "BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END"
+        for verb in ("update", "delete")
+    ),
+    "postgresql": (
+        "CREATE OR REPLACE FUNCTION decisions_only_added() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'decisions are only added'; END $$",
+        "CREATE TRIGGER decisions_no_change BEFORE UPDATE OR DELETE ON decisions "
+        "FOR EACH ROW EXECUTE FUNCTION decisions_only_added()",
+    ),
+}
+"""What makes the database itself refuse to change the audit, for each kind of database."""
+
+
+def _only_on(dialect: str, statement: str) -> Callable[..., None]:
+    """Runs a statement on one kind of database, when a table was created."""
+
+    def create(_table: Table, connection: Connection, **_options: object) -> None:
+        if connection.dialect.name == dialect:
+            connection.exec_driver_sql(statement)
+
+    return create
+
+
+for _dialect, _statements in APPEND_ONLY.items():
+    for _statement in _statements:
+        event.listen(decisions, "after_create", _only_on(_dialect, _statement))

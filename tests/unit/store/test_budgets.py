@@ -201,6 +201,8 @@ async def test_budgets_that_came_before_accounts_start_from_what_was_spent(url: 
         def older(connection: Any) -> None:
             connection.exec_driver_sql("DROP TABLE budget_accounts")
             connection.exec_driver_sql("DROP TABLE reservations")
+            connection.exec_driver_sql("DROP TABLE decisions")
+            connection.exec_driver_sql("ALTER TABLE sessions DROP COLUMN parent_policies")
             connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
             upgrade(connection, "0001")
 
