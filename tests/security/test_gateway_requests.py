@@ -364,7 +364,6 @@ async def test_g01_only_allowed_headers_go_upstream_with_a_host_of_ours() -> Non
         b"",
         b"[]",
         b"{",
-        b'{"model": "a", "model": "b"}',
         b'{"model": "a", "max_tokens": NaN}',
         b'{"model": ' + b"[" * 100_000,
         b'{"model": "a b"}',
@@ -382,6 +381,29 @@ async def test_g01_a_body_that_another_parser_could_read_otherwise_is_refused(bo
         assert answer.startswith(b"HTTP/1.1 403")
         assert b"x-should-retry: false" in answer
         assert not fake.seen
+
+
+async def test_g01_of_a_key_that_comes_twice_one_value_is_checked_and_only_that_one_sent() -> None:
+    """Row G01: two parsers could read two different bodies; there is only one body upstream."""
+    async with gateway_before(replies(200, ANSWER)) as (house, fake):
+        evil = b'"tools": [{"type": "web_search_20250305", "name": "web_search"}]'
+        kept = b'"tools": [{"name": "Bash"}]'
+        for first, second in ((evil, kept), (kept, evil)):
+            body = b'{"model": "a", "messages": [], ' + first + b", " + second + b"}"
+            await raw(house.socket, message(house.grant().token, body, f"content-length: {len(body)}"))
+        [seen] = fake.seen
+        assert seen.json["tools"] == [{"name": "Bash"}]
+        assert b"web_search" not in seen.body
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400"])
+async def test_g01_a_number_beyond_all_bounds_does_no_harm(number: str) -> None:
+    """Row G01: what one parser reads as infinity, another refuses."""
+    async with gateway_before(replies(200, ANSWER)) as (house, fake):
+        body = json.dumps(request()).replace("100", number).encode()
+        answer = await raw(house.socket, message(house.grant().token, body, f"content-length: {len(body)}"))
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert fake.seen[0].json["max_tokens"] is None
 
 
 async def test_g02_a_body_over_the_limit_is_refused_by_its_announced_length() -> None:
