@@ -176,7 +176,7 @@ class Layer:
         return any(matcher.applies(rule) for rule in self._index.bash_grants)
 
     def _unproved(self, part: Part, matched: tuple[Rule, ...], matcher: Matcher) -> PartVerdict:
-        what = part.doubts[0] if part.doubts else part.exact_only or "arguments that are not known"
+        what = part.doubts[0] if part.doubts else part.exact_only or _UNKNOWN.get(part.kind, "unknown arguments")
         because = (
             f"It cannot be proved what this command does ({what}): write it with plain words, one program at a time, "
             "or put it into a script file."
@@ -224,6 +224,9 @@ def _verdict_of(rule: Rule, part: Part, matched: tuple[Rule, ...]) -> PartVerdic
     return PartVerdict(
         rule.effect, rule, None, rule.because or f"The rule {rule.id} {verb} {_described(part)}.", matched
     )
+
+
+_UNKNOWN: Final = {PartKind.ASSIGNMENT: "a variable that chooses which programs run"}
 
 
 def _described(part: Part) -> str:

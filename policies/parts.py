@@ -8,6 +8,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Final
 
@@ -317,6 +318,8 @@ class _BashParts:
                     "Bash",
                     _clean(f"{assignment.name}={assignment.value.text}"),
                     needs_allow=not safe and step.certain,
+                    certain=step.certain,
+                    opaque=not safe and any(fnmatchcase(assignment.name, one) for one in programs.STEERING_VARIABLES),
                     variables=(assignment.name,),
                     directories=tuple(self._directories),
                 )
@@ -460,14 +463,14 @@ class _BashParts:
             self._directories.update(dict.fromkeys(claim.candidates))
             if len(self._directories) > MAX_DIRECTORIES:
                 raise RefusedError("rookery:script", "The command changes its directory too often.")
-        home = claim is not None and all(is_below(place, self._facts.workspace) for place in claim.candidates)
+        inside = claim is not None and all(is_below(place, self._facts.workspace) for place in claim.candidates)
         self._parts.append(
             Part(
                 PartKind.DIRECTORY,
                 "Bash",
                 "Bash",
                 text,
-                needs_allow=not home,
+                needs_allow=not inside,
                 words=invocation.words,
                 names=("cd",),
                 claims=claims if claim is None else (claim,),

@@ -95,7 +95,7 @@ def resolve(text: str, facts: Facts, *, cwd: str | None = None, from_shell: bool
         raise UnresolvablePathError("the path names the home of another user: write it out")
     absolute = text if text.startswith("/") else f"{cwd or facts.cwd or facts.workspace}/{text}"
     lexical = normalise(absolute)
-    if isinstance(facts.links, Mapping) and not facts.links and not lexical.startswith("/proc/"):
+    if isinstance(facts.links, Mapping) and not facts.links and not lexical.startswith(("/proc/", "/dev/fd")):
         return ResolvedPath(text, (lexical,))
     found = [lexical]
     # The CLI normalises ".." before it opens a path, a shell leaves it to the kernel, which applies it to the
@@ -122,6 +122,8 @@ def _follow(path: str, facts: Facts, found: list[str]) -> None:
         if len(here) > MAX_PATH:
             raise UnresolvablePathError(f"the path is longer than {MAX_PATH} characters")
         target = facts.link(here)
+        if target is None and here == "/dev/fd":
+            target = "/proc/self/fd"
         if target is None and (magic := _MAGIC.fullmatch(here)) is not None:
             # Links that the kernel makes: to the sandbox's root, and to where a process works.
             target = "/" if magic[1] == "root" else facts.cwd or facts.workspace

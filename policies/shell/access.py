@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from policies.shell import programs
-from policies.shell.invocations import Invocation
+from policies.shell.invocations import Invocation, has_flag
 from policies.shell.words import Word, WordKind
 
 MAX_OPERANDS: Final = 2000
+_GIVEN_PATTERN: Final = ("-e", "-f", "--regexp", "--file", "--files")
 _IN_CODE: Final = re.compile(r"[\w.~/@%+-]{1,512}")
 _URL_HOST: Final = re.compile(
     r"[a-z][a-z0-9+.-]*://(?:[^/\s@'\"]*@)?([A-Za-z0-9.-]+)|@?([A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)"
@@ -49,6 +50,7 @@ def operands(invocation: Invocation) -> tuple[Operand, ...]:
     name = invocation.name
     reads_only = name in programs.READERS and invocation.danger is None
     deep = _is_deep(name, [word.text for word in invocation.words])
+    pattern = _search_pattern(name, invocation)
     found: dict[Operand, None] = {}
     for index, word in enumerate(invocation.words[:MAX_OPERANDS]):
         if index == 0:
@@ -59,13 +61,22 @@ def operands(invocation: Invocation) -> tuple[Operand, ...]:
             continue
         glob = word.kind is WordKind.GLOB
         for place, text in enumerate(_pieces(word)):
-            found[Operand(text, glob, not reads_only, True, deep, name in programs.MOVES, plain=place == 0)] = None
+            reaches = deep and index != pattern
+            found[Operand(text, glob, not reads_only, True, reaches, name in programs.MOVES, plain=place == 0)] = None
         if name in programs.INTERPRETERS and invocation.danger is not None:
             for piece in _IN_CODE.findall(word.text)[:MAX_OPERANDS]:
                 found[Operand(piece, plain=False)] = None
     if _searches_here(name, deep, invocation):
         found[Operand(".", writes=False, deep=True, plain=False)] = None
     return tuple(found)
+
+
+def _search_pattern(name: str, invocation: Invocation) -> int | None:
+    """Which word of a search is what it looks for and no place, if one is."""
+    texts = [word.text for word in invocation.words]
+    if name not in programs.SEARCHES or any(has_flag(_GIVEN_PATTERN, text) for text in texts[1:]):
+        return None
+    return next((index for index, text in enumerate(texts) if index and not text.startswith("-")), None)
 
 
 def _searches_here(name: str, deep: bool, invocation: Invocation) -> bool:
@@ -76,6 +87,14 @@ def _searches_here(name: str, deep: bool, invocation: Invocation) -> bool:
 
 
 def _pieces(word: Word) -> Iterator[str]:
+    for piece in _spelled(word):
+        yield piece
+        if piece[:1] in ("@", "<") and len(piece) > 1:
+            # How curl and others name a file to read from.
+            yield piece[1:]
+
+
+def _spelled(word: Word) -> Iterator[str]:
     """The word, and the parts of it that may be a path: an option's value, ``@file``, ``if=file``, ``rev:file``."""
     text = word.text
     if not text.startswith("-"):
@@ -86,19 +105,13 @@ def _pieces(word: Word) -> Iterator[str]:
         yield text.partition("=")[2]
     if ":" in text:
         yield text.rpartition(":")[2].removeprefix("//") if "://" not in text else text.partition("://")[2]
-    if text.startswith("@"):
-        yield text[1:]
 
 
 def _is_deep(name: str, texts: list[str]) -> bool:
     flags = programs.RECURSIVE.get(name)
     if flags is None:
         return False
-    return not flags or any(
-        text == flag or (len(flag) == 2 and text.startswith("-") and text[:2] != "--" and flag[1] in text[1:])
-        for text in texts[1:]
-        for flag in flags
-    )
+    return not flags or any(has_flag(flags, text) for text in texts[1:])
 
 
 def written(invocation: Invocation) -> tuple[Word, ...]:

@@ -8,6 +8,7 @@ the outer one, to a bounded depth.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -159,8 +160,9 @@ def _classified(invocation: Invocation) -> Invocation:
     """The invocation with what is dangerous about it."""
     name = invocation.name
     runner = name in programs.INTERPRETERS
-    code = _runs_code(name, invocation)
-    danger = code or _dangerous_flag(name, [word.text for word in invocation.words[1:]])
+    texts = [word.text for word in invocation.words[1:]]
+    code = _runs_code(name, invocation) or _dangerous_flag(name, texts, programs.CODE_FLAGS.get(name, ()))
+    danger = code or _dangerous_flag(name, texts, programs.DANGEROUS_FLAGS.get(name, ()))
     if danger is None and not runner:
         return invocation
     return replace(invocation, danger=danger, runner=runner, opaque=code is not None)
@@ -178,8 +180,6 @@ def _runs_code(name: str, invocation: Invocation) -> str | None:
     subcommand = _subcommand(name, texts)
     if (name,) in programs.RUNNERS or (name, subcommand) in programs.RUNNERS:
         return f"{name} {subcommand or ''}".strip() + " runs other programs"
-    if name in ("env", "flock") and any(_has_flag(name, text) for text in texts[1:]):
-        return f"{name} runs a command line"
     if name == "sed" and not _plain_sed(texts[1:]):
         return "a sed script that may write files or run programs"
     if name == "awk" and any(_AWK_EFFECT.search(text) for text in texts[1:]):
@@ -187,11 +187,11 @@ def _runs_code(name: str, invocation: Invocation) -> str | None:
     return None
 
 
-def _dangerous_flag(name: str, texts: list[str]) -> str | None:
-    for text in texts:
-        if _has_flag(name, text):
+def _dangerous_flag(name: str, texts: list[str], flags: Collection[str]) -> str | None:
+    for text in texts if flags else ():
+        if has_flag(flags, text):
             return f"{name} with {text.split('=')[0][:40]}"
-        if text.startswith("ext::"):
+        if name == "git" and text.startswith("ext::"):
             return "git with a transport that runs a program"
     if name == "tar" and texts and not texts[0].startswith("-") and set(texts[0]) & {"I", "F", "P"}:
         return "tar with an option that runs a program"
@@ -207,9 +207,9 @@ def _subcommand(name: str, texts: list[str]) -> str | None:
     return texts[index] if index < len(texts) else None
 
 
-def _has_flag(name: str, text: str) -> bool:
-    """Whether a word is, abbreviates, or holds in a cluster one of a program's dangerous flags."""
-    for flag in programs.DANGEROUS_FLAGS.get(name, ()):
+def has_flag(flags: Collection[str], text: str) -> bool:
+    """Whether a word is, abbreviates, or holds in a cluster one of some flags."""
+    for flag in flags:
         if not flag.startswith("-"):
             if text.startswith(flag):
                 return True
@@ -255,6 +255,10 @@ def _inner(invocation: Invocation, found: Unwrapped) -> list[Invocation]:
     if name in ("find", "fd", "fdfind"):
         return _executed_by_find(invocation)
     texts = [word.text for word in words]
+    if name.startswith("git-") and len(name) > 4:
+        # Where git keeps its programs each has a name of its own.
+        plain = (Word("git"), Word(name[4:]), *words[1:])
+        return [replace(invocation, words=plain, certain=False)]
     is_runner = (name,) in programs.RUNNERS or (name, _subcommand(name, texts)) in programs.RUNNERS
     if is_runner or name in programs.INTERPRETERS or name.startswith(("ld-linux", "ld.so", "ld-musl")):
         # Which word begins the inner command is the program's own affair: for denials, each of the first may.

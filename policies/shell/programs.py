@@ -65,19 +65,8 @@ WRAPPERS: Final[Mapping[str, Wrapper]] = MappingProxyType(
         "command": _wrapper(),
         "builtin": _wrapper(),
         "exec": _wrapper("-a"),
-        "chroot": _wrapper("--userspec --groups", 1),
-        "unshare": _wrapper(),
-        "nsenter": _wrapper("-t --target"),
         "strace": _wrapper("-o -e -p -s -u -E"),
         "ltrace": _wrapper("-o -e -p -s -u"),
-        "prlimit": _wrapper("-p --pid"),
-        "setarch": _wrapper(),
-        "linux64": _wrapper(),
-        "fakeroot": _wrapper("-l -s -i -b"),
-        "unbuffer": _wrapper(),
-        "catchsegv": _wrapper(),
-        "caffeinate": _wrapper("-t -w"),
-        "direnv": _wrapper("", 2),
         "eval": _wrapper(joined=True),
     }
 )
@@ -108,7 +97,9 @@ RUNNERS: Final = frozenset(
         ("git", "config"), ("git", "daemon"), ("git", "instaweb"), ("unshare",), ("nsenter",), ("chroot",),
         ("proot",), ("fakeroot",), ("bwrap",), ("firejail",), ("socat",), ("nc",), ("ncat",), ("openssl",),
         ("capsh",), ("setpriv",), ("start-stop-daemon",), ("run-parts",), ("dbus-run-session",), ("xdg-open",),
-        ("pexec",), ("entr",),
+        ("pexec",), ("entr",), ("prlimit",), ("setarch",),
+        ("linux32",), ("linux64",), ("unbuffer",), ("catchsegv",), ("caffeinate",), ("numactl",), ("torsocks",),
+        ("proxychains",), ("sshpass",), ("xvfb-run",), ("faketime",), ("chpst",), ("daemonize",), ("cpulimit",),
     }
 )  # fmt: skip
 """Commands that run another command, a script or a package: allowed only word for word (row R08)."""
@@ -190,6 +181,41 @@ DANGEROUS_FLAGS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 """Flags that make a program run, load or write something else than its name says (rows R12, R13). Such a call is
 allowed only by a rule with exactly these words."""
 
+CODE_FLAGS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "rg": frozenset({"--pre", "--hostname-bin"}),
+        "sed": frozenset({"-f", "--file"}),
+        "sort": frozenset({"--compress-program"}),
+        "git": frozenset({"-c", "--config-env", "--exec-path", "-x", "--exec", "--upload-pack", "--receive-pack",
+                          "--config", "--template", "--open-files-in-pager"}),
+        "tar": frozenset({"--checkpoint-action", "--to-command", "-I", "--use-compress-program", "--rsh-command", "-F",
+                          "--info-script", "--new-volume-script", "--rmt-command"}),
+        "zip": frozenset({"-TT", "--unzip-command"}),
+        "rsync": frozenset({"-e", "--rsh", "--rsync-path"}),
+        "curl": frozenset({"-K", "--config"}),
+        "wget": frozenset({"-e", "--execute", "--config", "--use-askpass"}),
+        "awk": frozenset({"-f", "--file", "-E", "--exec", "-l", "--load", "-i", "--include"}),
+        "make": frozenset({"-f", "--file", "--makefile", "--eval", "SHELL=", ".SHELLFLAGS=", "MAKEFLAGS="}),
+        "npm": frozenset({"--script-shell", "--node-options", "--userconfig"}),
+        "go": frozenset({"-exec", "-toolexec", "-vettool"}),
+        "cargo": frozenset({"--config"}),
+        "pytest": frozenset({"-p"}),
+        "pip": frozenset({"--python", "--config-settings"}),
+        "gcc": frozenset({"-wrapper", "-specs", "-fplugin"}),
+        "env": frozenset({"-S", "--split-string"}),
+        "flock": frozenset({"-c", "--command"}),
+    }
+)  # fmt: skip
+"""Those of the dangerous flags that make a program run another one, which its words do not show plainly."""
+
+STEERING_VARIABLES: Final = (
+    "PATH", "LD_*", "DYLD_*", "BASH_*", "ENV", "PROMPT_COMMAND", "PS[0-4]", "IFS", "SHELLOPTS", "BASHOPTS", "CDPATH",
+    "GIT_*", "PAGER", "*_PAGER", "MANPAGER", "LESS*", "EDITOR", "VISUAL", "BROWSER", "PYTHON*", "PERL5*", "RUBY*",
+    "NODE_*", "JAVA_*", "_JAVA_*", "MAKE*", "SHELL", "TAR_OPTIONS", "RSYNC_*", "npm_config_*", "NPM_CONFIG_*", "HOME",
+    "XDG_*", "CARGO_*", "RUSTC*", "GO*", "CC", "CXX", "SUDO_*", "SSH_*", "PIP_*", "UV_*", "DOCKER_*",
+)  # fmt: skip
+"""Variables that choose which programs run, or with which code; all but those known to be harmless."""
+
 ALIASES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "gawk": "awk", "mawk": "awk", "nawk": "awk", "gsed": "sed", "gmake": "make", "g++": "gcc", "cc": "gcc",
@@ -220,9 +246,10 @@ READERS: Final = frozenset(
 
 RECURSIVE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "grep": ("-r", "-R", "--recursive", "--dereference-recursive"),
+        "grep": ("-r", "-R", "--recursive", "--dereference-recursive", "-d", "--directories"),
         "egrep": ("-r", "-R", "--recursive"), "fgrep": ("-r", "-R", "--recursive"),
-        "rg": (), "ag": (), "ack": (), "tar": (), "zip": ("-r", "--recurse-paths"), "rsync": (), "7z": (),
+        "rg": (), "ag": (), "ack": (), "tar": (), "zip": ("-r", "--recurse-paths"), "rsync": (), "7z": (), "pax": (),
+        "git": ("--no-index", "--untracked"),
         "cp": ("-r", "-R", "-a", "--recursive", "--archive"), "scp": ("-r",), "diff": ("-r", "--recursive"),
     }
 )  # fmt: skip
