@@ -479,6 +479,7 @@ class Registry(SessionReader):
                 tools=default.offered_tools(None),
                 model=self._services.settings.model,
                 max_turns=turns_of(default.limits, None),
+                network=bool(default.network),
             )
         )
         async with anyio.create_task_group() as tasks:

@@ -78,8 +78,9 @@ def prepare_etc(parent: Path, shared: Sequence[str], machine: Path = Path("/etc"
     for name, target in _LINKS.items():
         (draft / name).symlink_to(target)
     for name, is_directory in places.items():
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
         (draft / name).mkdir() if is_directory else (draft / name).touch()
-    for path in [draft, *draft.iterdir()]:
+    for path in [draft, *draft.rglob("*")]:
         if not path.is_symlink():
             # Whatever the server's umask is, the agent's uid must be able to read here.
             path.chmod(0o755 if path.is_dir() else 0o644)

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-SHARED_ETC: Final = ("alternatives", "ld.so.cache", "protocols", "services", "mime.types")
-"""Entries of the machine's ``/etc`` shown inside: public tables that distributions ship, nothing an operator writes."""
+SHARED_ETC: Final = (
+    *("alternatives", "ld.so.cache", "protocols", "services", "mime.types"),
+    *("ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted"),
+)
+"""Entries of the machine's ``/etc`` shown inside: public tables that distributions ship, and the certificates of the
+authorities that the machine trusts (Debian's place, and Fedora's), without which no program can speak TLS."""
 
 _COVERED: Final = ("/usr/local/etc", "/usr/local/var")
 _TOP: Final = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin")
