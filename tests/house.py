@@ -10,6 +10,7 @@ from typing import Any, Final
 import anyio
 
 from rookery.application import open_registry
+from server.egress import EgressOptions
 from server.gateway.scripted import prompt_with
 from server.models import Event, EventKind, Outcome
 from server.registry import Registry
@@ -30,9 +31,9 @@ def settings_for(home: Path, **overrides: Any) -> Settings:
 
 
 @asynccontextmanager
-async def open_house(home: Path, **overrides: Any) -> AsyncIterator[Registry]:
-    """A registry that serves, and everything below it."""
-    async with open_registry(settings_for(home, **overrides)) as registry:
+async def open_house(home: Path, *, egress: EgressOptions | None = None, **overrides: Any) -> AsyncIterator[Registry]:
+    """A registry that serves, and everything below it; ``egress`` says where names of the network lead."""
+    async with open_registry(settings_for(home, **overrides), egress=egress) as registry:
         yield registry
 
 

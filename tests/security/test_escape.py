@@ -182,7 +182,9 @@ async def test_s04_only_what_we_put_there_is_mounted(sandbox: BubblewrapSandbox)
     """S04: no socket of docker, D-Bus, X11, ssh-agent or systemd; no home, no /var, no /run of the host."""
     places = set((await shell(sandbox, "cut -d ' ' -f 5 /proc/self/mountinfo")).split())
     devices = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "pts", "shm")}
-    etc = {f"/etc/{name}" for name in ("alternatives", "ld.so.cache", "protocols", "services", "mime.types")}
+    public = ("alternatives", "ld.so.cache", "protocols", "services", "mime.types")
+    trusted = ("ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted")
+    etc = {f"/etc/{name}" for name in (*public, *trusted)}
     own = {"/", "/usr", "/etc", "/proc", "/dev", "/tmp", "/home/agent", "/workspace", CLI, GATEWAY_SOCKET}
     assert own <= places
     assert places <= own | devices | etc | {"/usr/local/etc", "/usr/local/var", "/bin", "/sbin", "/lib", "/lib64"}
