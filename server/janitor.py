@@ -132,7 +132,7 @@ class Janitor:
         known = await services.store.sandboxed_sessions()
         for reference in await services.provider.owned():
             name = str(reference.get("id"))
-            if name in known or name in self._residents.reserved:
+            if name in known or name in self._residents.reserved or name in services.scratch:
                 continue
             spec = SandboxSpec(session_id=name, gateway_socket=services.gateway.socket)
             try:

@@ -169,7 +169,7 @@ async def adopt_sandbox(services: Services, session: SessionRecord, sandbox: San
         RookeryError: ``storage_unavailable``, what filling the workspace raises.
     """
     if session.workspace is not None:
-        await fill(sandbox, session.workspace, services.settings)
+        await fill(services, sandbox, session.workspace)
     reference = dict(sandbox.reference)
     if session.sandbox != reference:
         await services.store.update_session(session.id, sandbox=reference)

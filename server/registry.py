@@ -39,6 +39,9 @@ from server.workspaces import check_source
 
 log = structlog.get_logger(__name__)
 
+PLACING_S: Final = 15.0
+"""How long a spawn waits for its sandbox; what fails later (a long clone) is told as the turn's outcome."""
+
 MAX_FORKS: Final = 16
 """Most forks made by one call."""
 
@@ -91,7 +94,8 @@ class Registry(SessionReader):
                 if created.id != session.id:
                     return created.id
                 actor = self._fleet.start(created, policy, turn, warm=warm)
-        await actor.placed.wait()
+        with anyio.move_on_after(PLACING_S):
+            await actor.placed.wait()
         if actor.placement_error is not None:
             raise actor.placement_error
         return created.id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from policies import Policy
@@ -32,6 +32,8 @@ class Services:
     clock: Clock
     server_id: str
     """This process, in leases and commands."""
+    scratch: set[str] = field(default_factory=set)
+    """Ids of sandboxes in use that no session will ever have; the janitor leaves them alone."""
 
     @cached_property
     def policies(self) -> PolicyBook:

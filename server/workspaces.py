@@ -1,4 +1,4 @@
-"""What a new workspace is filled with: files given inline, or a copy of a directory of this host.
+"""What a new workspace is filled with: files given inline, a copy of a directory of this host, or a git repository.
 
 A host directory is copied, never mounted, and only from below ``ROOKERY_WORKSPACE_ROOTS``. Links in it are copied as
 links and never followed, so that the copy cannot reach out of the directory.
@@ -17,9 +17,11 @@ from typing import IO, Any, Final
 
 import anyio.to_thread
 
+from server.cloning import Repository, clone
 from server.errors import ErrorCode, RookeryError
 from server.files import components
 from server.sandboxes.base import Sandbox
+from server.services import Services
 from server.settings import Settings
 
 MAX_INLINE_FILES: Final = 2_000
@@ -35,7 +37,7 @@ def check_source(source: Mapping[str, Any], settings: Settings) -> None:
         RookeryError: ``invalid_argument``, naming the remedy.
     """
     if "git" in source:
-        raise _invalid("git is not served by this version; clone it yourself and give its path or files")
+        Repository.parse(source, settings)
     if "files" in source:
         files: Mapping[str, str] = source["files"]
         if len(files) > MAX_INLINE_FILES:
@@ -49,14 +51,18 @@ def check_source(source: Mapping[str, Any], settings: Settings) -> None:
         _host_directory(source["path"], settings)
 
 
-async def fill(sandbox: Sandbox, source: Mapping[str, Any], settings: Settings) -> None:
+async def fill(services: Services, sandbox: Sandbox, source: Mapping[str, Any]) -> None:
     """Fill a new sandbox's workspace.
 
     Raises:
-        RookeryError: ``invalid_argument`` (a source that is gone or too large), what ``unpack`` raises.
+        RookeryError: ``invalid_argument`` (a source that is gone or too large), what ``unpack`` and
+            :func:`server.cloning.clone` raise.
     """
+    if "git" in source:
+        await clone(services, sandbox, source)
+        return
     with tempfile.TemporaryFile() as archive:
-        await anyio.to_thread.run_sync(_pack, archive, source, settings)
+        await anyio.to_thread.run_sync(_pack, archive, source, services.settings)
         archive.seek(0)
         await sandbox.unpack(_chunks(archive))
 
