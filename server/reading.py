@@ -14,6 +14,7 @@ from server.files import list_files, read_file, workspace_links
 from server.models import (
     NANO_USD,
     ApprovalStatus,
+    DecisionRecord,
     Event,
     EventKind,
     Outcome,
@@ -255,6 +256,23 @@ class SessionReader:
             if session.sandbox is not None:
                 facts = Facts(links=workspace_links(await self._workspace(principal, session_id)), turn=session.turn)
         return explain(asked or self._services.policy(policy), ToolRequest(tool=tool, input=dict(tool_input)), facts)
+
+    async def decisions(
+        self, principal: str, *, session_id: str | None = None, decision: str | None = None, limit: int = 100
+    ) -> Sequence[DecisionRecord]:
+        """The latest decisions on the tool calls of a principal's agents, oldest first; deleted sessions included.
+
+        Args:
+            principal: whose agents.
+            session_id: of this session only.
+            decision: only ``allow``, ``ask`` or ``deny``.
+            limit: how many at most.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        await self._services.audit.flush()
+        return await self._services.store.decisions(principal, session_id=session_id, decision=decision, limit=limit)
 
     async def _workspace(self, principal: str, session_id: str) -> Path:
         session = await self._services.store.session(principal, session_id)

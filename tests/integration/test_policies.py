@@ -1,0 +1,217 @@
+"""Policies through the whole house: layers, limits, conditions on state, reload, the audit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+
+from policies import PRESETS
+from server.errors import ErrorCode, RookeryError
+from server.models import Decider, Event, EventKind, StopReason
+from server.registry import Registry
+from tests.house import ME, bash, events, go_on, open_house, run, seen, settled, spawn
+
+NO_TOUCH = """
+version: 1
+extends: trusted
+rules:
+  - id: no-touch
+    effect: deny
+    tools: [Bash]
+    when: {argv: [touch]}
+    because: "nobody touches"
+"""
+
+REPLY = {"reply_with": "last_tool_result"}
+TOUCH = [bash("touch made"), REPLY]
+
+
+def policy_dir(tmp_path: Path, **files: str) -> Path:
+    directory = tmp_path / "policies"
+    directory.mkdir(exist_ok=True)
+    for name, text in files.items():
+        write(directory / f"{name}.yaml", text)
+    return directory
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file as an editor does, so that no reader sees half of it."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    os.replace(fresh, path)
+
+
+def limited(limits: str, rules: str = "") -> str:
+    return f"version: 1\nextends: trusted\nlimits: {limits}\n" + (f"rules:\n{rules}" if rules else "")
+
+
+def denials(log: list[Event]) -> list[str]:
+    return [event.data["rule"] for event in log if event.kind is EventKind.DENIAL]
+
+
+@pytest.mark.parametrize("profile", [name for name in PRESETS if name not in ("locked-down", "read-only")])
+async def test_an_organisation_denies_under_every_profile(tmp_path: Path, profile: str) -> None:
+    policies = policy_dir(tmp_path, organisation=NO_TOUCH)
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        outcome = await run(registry, TOUCH, policy=profile)
+        assert outcome.denials == 1
+        assert outcome.changed_files == ()
+        assert "nobody touches" in outcome.text
+        told = await registry.explain_policy(
+            ME, session_id=outcome.session_id, policy=None, tool="Bash", tool_input={"command": "touch made"}
+        )
+        assert (told.decision, told.rule, told.policy) == ("deny", "no-touch", profile)
+        assert [match.layer for match in told.matched if match.rule == "no-touch"] == ["organisation"]
+
+
+async def test_tools_asked_for_are_all_that_may_be_used(tmp_path: Path) -> None:
+    async with open_house(tmp_path / "home") as registry:
+        outcome = await run(registry, [{"text": "hello"}], policy="trusted", tools=("Read", "Write"))
+        told = [
+            await registry.explain_policy(ME, session_id=outcome.session_id, policy=None, tool=tool, tool_input=given)
+            for tool, given in (("Bash", {"command": "ls"}), ("Read", {"file_path": "/workspace/a"}))
+        ]
+        assert [one.decision for one in told] == ["deny", "allow"]
+        outcome = await go_on(registry, outcome.session_id, TOUCH)
+        assert outcome.changed_files == ()
+
+
+async def test_a_fork_keeps_the_layers_of_its_origin(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, narrow=NO_TOUCH)
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        origin = await run(registry, [{"text": "hello"}], policy="narrow", tools=("Bash",))
+        (fork,) = await registry.fork(ME, origin.session_id, prompt=None, checkpoint_id=None, count=1)
+        outcome = await go_on(registry, fork, TOUCH)
+        assert (outcome.denials, outcome.changed_files) == (1, ())
+
+
+async def test_a_policy_bounds_model_turns_money_and_models(tmp_path: Path) -> None:
+    policies = policy_dir(
+        tmp_path, organisation=limited("{turns: 2, usd: 0.5}") + "models: [claude-*]\n", own=limited("{usd: 2}")
+    )
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        outcome = await run(registry, [bash("true"), bash("true"), bash("true"), {"text": "end"}], policy="own")
+        assert outcome.stop_reason is StopReason.MAX_TURNS
+        assert (await registry.get(ME, outcome.session_id)).budget_usd == 0.5
+        await go_on(registry, outcome.session_id, [{"text": "fine"}], budget_usd=50.0)
+        assert (await registry.get(ME, outcome.session_id)).budget_usd == 0.5
+        with pytest.raises(RookeryError) as refused:
+            await spawn(registry, "hello", model="other-model")
+        assert refused.value.code is ErrorCode.INVALID_ARGUMENT
+
+
+async def test_a_policy_bounds_the_wall_time_of_a_turn(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, brief=limited("{wall: 2s}"))
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        outcome = await run(registry, [bash("while true; do sleep 0.1; done"), {"text": "late"}], policy="brief")
+        assert outcome.stop_reason is StopReason.TIMEOUT
+        assert outcome.error is not None
+        assert "2 s" in outcome.error.message
+
+
+async def test_a_policy_bounds_tool_calls_within_a_minute(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, slow=limited("{tool_calls_per_min: 2}"))
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        outcome = await run(registry, [bash("true"), bash("true"), bash("touch made"), REPLY], policy="slow")
+        assert denials(await events(registry, outcome.session_id)) == ["rookery:rate"]
+        assert outcome.changed_files == ()
+
+
+ONCE = """
+  - id: once
+    effect: deny
+    tools: [Bash]
+    when: {count: {tool: Bash, at_least: 2}}
+    because: "twice is enough"
+"""
+
+
+async def test_conditions_on_state_outlive_the_server(tmp_path: Path) -> None:
+    home, policies = tmp_path / "home", policy_dir(tmp_path, once=limited("{}", ONCE))
+    async with open_house(home, policy_dir=policies) as registry:
+        outcome = await run(registry, [bash("true"), {"text": "one"}], policy="once")
+        session_id = outcome.session_id
+    async with open_house(home, policy_dir=policies) as registry:
+        outcome = await go_on(registry, session_id, [bash("touch two"), bash("touch three"), REPLY])
+        assert outcome.changed_files == ("two",)
+        assert denials(await events(registry, session_id)) == ["once"]
+    async with open_house(home, policy_dir=policies) as registry:
+        # A denied call was never admitted, and is not counted; the two others are.
+        outcome = await go_on(registry, session_id, [bash("touch four"), REPLY])
+        assert (outcome.denials, outcome.changed_files) == (1, ())
+
+
+async def test_a_tightened_file_holds_for_a_turn_that_runs(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, living=limited("{}"))
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        steps = [bash("while [ ! -e /workspace/go ]; do sleep 0.05; done"), bash("touch made"), REPLY]
+        session_id = await spawn(registry, steps, policy="living")
+        await seen(registry, session_id, EventKind.TOOL_CALL)
+        write(policies / "living.yaml", NO_TOUCH)
+        await _let_go(registry, session_id)
+        outcome = await settled(registry, session_id)
+        assert outcome.denials == 1
+        assert outcome.changed_files == ("go",)
+
+
+async def test_a_broken_file_leaves_the_last_good_policy_in_force_and_says_so(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, living=NO_TOUCH)
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        outcome = await run(registry, [{"text": "hello"}], policy="living")
+        write(policies / "living.yaml", "version: 1\nrulez: []\n")
+        outcome = await go_on(registry, outcome.session_id, TOUCH)
+        assert (outcome.denials, outcome.changed_files) == (1, ())
+        notices = [
+            event.data["text"]
+            for event in await events(registry, outcome.session_id)
+            if event.kind is EventKind.NOTICE and event.data.get("level") == "error"
+        ]
+        assert len(notices) == 1
+        assert "rulez" in notices[0]
+        assert "stays in force" in notices[0]
+
+
+async def test_a_file_that_was_broken_from_the_start_starts_nothing(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, broken="version: 1\nrulez: []\n")
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        with pytest.raises(RookeryError) as refused:
+            await spawn(registry, "hello", policy="broken")
+        assert refused.value.code is ErrorCode.INVALID_ARGUMENT
+        assert "broken.yaml:2" in refused.value.message
+        assert (await run(registry, [{"text": "hello"}])).text == "hello"
+    write(policies / "organisation.yaml", "version: 1\nrulez: []\n")
+    with pytest.raises(BaseException) as start:
+        async with open_house(tmp_path / "home", policy_dir=policies):
+            pytest.fail("the server started")
+    assert "rulez" in _messages(start.value)
+
+
+async def test_every_decision_is_in_the_audit_with_who_decided(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, narrow=NO_TOUCH)
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        outcome = await run(registry, [bash("true"), bash("touch made"), REPLY], policy="narrow")
+        rows = await registry.decisions(ME, session_id=outcome.session_id)
+        assert [row.decision for row in rows] == ["allow", "deny"]
+        assert rows[1].rule == "no-touch"
+        assert rows[1].decider is Decider.RULE
+        assert rows[1].matched[0].startswith("profile:")
+        assert len(rows[1].policy_digest) == len(rows[1].request_digest) == 64
+        assert rows[0].latency_us > 0
+        assert await registry.decisions("somebody-else") == []
+
+
+async def _let_go(registry: Registry, session_id: str) -> None:
+    """End the wait of an agent that watches for a file, from the host's side of its workspace."""
+    session = await registry._services.store.session(ME, session_id)
+    sandbox = await registry._services.provider.attach(session.sandbox or {}, registry._services.sandbox_spec(session))
+    assert sandbox.workspace is not None
+    await anyio.Path(sandbox.workspace / "go").touch()
+
+
+def _messages(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        return " ".join(_messages(inner) for inner in error.exceptions)
+    return str(error)
