@@ -90,12 +90,16 @@ class Settings(BaseSettings):
     hook_timeout_s: float = Field(default=5, gt=0, le=20, description="longest that one of these functions may take")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="what stderr gets")
 
+    credential_file: Path | None = Field(
+        default=None,
+        description="file of lines as ANTHROPIC_API_KEY=…, read again when it changes, before the variables below",
+    )
     anthropic_base_url: str = Field(default="https://api.anthropic.com", validation_alias="ANTHROPIC_BASE_URL")
     anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
     anthropic_auth_token: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_AUTH_TOKEN")
     claude_code_oauth_token: SecretStr | None = Field(default=None, validation_alias="CLAUDE_CODE_OAUTH_TOKEN")
 
-    @field_validator("home", "policy_dir", "cli_path", "scenario")
+    @field_validator("home", "policy_dir", "cli_path", "scenario", "credential_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()

@@ -28,7 +28,7 @@ CANARY: Final = "sk-ant-canary-0123456789abcdef"
 """The credential in tests: it may reach the upstream and nothing else."""
 
 MODEL: Final = "claude-sonnet-4-5"
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 30.0
 
 
 @dataclass

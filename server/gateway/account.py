@@ -86,9 +86,9 @@ class Account:
         self, status: int, error_type: str, message: str, retry_after: float | None, cause: Cause | None = None
     ) -> None:
         model = self._outbound.model if self._outbound is not None else None
-        failure = UpstreamFailure(
-            status, error_type, message[:_MAX_MESSAGE], self._books.clock.now(), retry_after, model, cause
-        )
+        # For people's eyes and terminals: nothing in it may steer one (row X13).
+        message = "".join(character if character.isprintable() else " " for character in message[:_MAX_MESSAGE])
+        failure = UpstreamFailure(status, error_type, message, self._books.clock.now(), retry_after, model, cause)
         if self.metered:
             self._grant.record_failure(failure)
         _log.warning(
@@ -96,7 +96,7 @@ class Account:
             session_id=self._binding.session_id,
             status=status,
             error_type=error_type,
-            message=failure.message,
+            message=message,
             refused=cause,
             upstream_request_id=self.request_id,
         )

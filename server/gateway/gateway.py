@@ -159,4 +159,4 @@ class Gateway:
             finally:
                 grant.leave(running)
         if not reply.finished and running.cancelled_caught:
-            raise unauthorised()
+            raise unauthorised() if grant.revoked else Refusal(504, "timeout_error", "The request took too long.")

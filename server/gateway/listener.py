@@ -11,6 +11,7 @@ import contextlib
 import logging
 import socket as sockets
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -28,6 +29,9 @@ HEAD_TIMEOUT_S: Final = 15.0
 
 KEEP_ALIVE_S: Final = 75
 """Idle connections are kept that long: an agent that thinks or runs tools comes back on the one it has."""
+
+MAX_CONNECTIONS: Final = 64
+"""Connections of one sandbox at a time; the CLI holds one for each running request and a few spare."""
 
 STOP_TIMEOUT_S: Final = 5.0
 BACKLOG: Final = 512
@@ -143,6 +147,8 @@ def _server(app: ASGIApp) -> uvicorn.Server:
 def _protocol() -> type[asyncio.Protocol]:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
+    guests, own = Guests(), _namespace("self")
+
     class Protocol(H11Protocol):
         """uvicorn's HTTP/1.1 with a deadline for the first head, and with a logger of our own."""
 
@@ -153,13 +159,18 @@ def _protocol() -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
             super().connection_made(Corked(transport, self.loop))
-            self.client = _peer(transport)
+            self.client = peer = _peer(transport)
+            if peer is not None and peer[0] != own and not guests.admit(peer[0]):
+                transport.abort()
+                return
             self._head_deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
 
         def connection_lost(self, exc: Exception | None) -> None:
             if self._head_deadline is not None:
                 self._head_deadline.cancel()
             super().connection_lost(exc)
+            if self.client is not None and self.client[0] != own:
+                guests.leave(self.client[0])
 
         def _give_up(self) -> None:
             # uvicorn declares the attribute without the None that it holds until the first request.
@@ -167,6 +178,24 @@ def _protocol() -> type[asyncio.Protocol]:
                 self.transport.close()
 
     return Protocol
+
+
+class Guests:
+    """Counts the connections of each sandbox, so that none can use up the file descriptors of all (row G02)."""
+
+    def __init__(self) -> None:
+        self._connections: Counter[str] = Counter()
+
+    def admit(self, peer: str) -> bool:
+        """Count one more; whether it is within bounds."""
+        self._connections[peer] += 1
+        return self._connections[peer] <= MAX_CONNECTIONS
+
+    def leave(self, peer: str) -> None:
+        """Count one less."""
+        self._connections[peer] -= 1
+        if not self._connections[peer]:
+            del self._connections[peer]
 
 
 class Corked(asyncio.Transport):
@@ -232,7 +261,16 @@ def _peer(transport: asyncio.BaseTransport) -> tuple[str, int] | None:
     try:
         credentials = connection.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, struct.calcsize("3i"))
         pid, _, _ = struct.unpack("3i", credentials)
-        return str(Path(f"/proc/{pid}/ns/pid").stat().st_ino), pid
+    except OSError:
+        return None
+    namespace = _namespace(str(pid))
+    return None if namespace is None else (namespace, pid)
+
+
+def _namespace(pid: str) -> str | None:
+    """The pid namespace of a process."""
+    try:
+        return str(Path(f"/proc/{pid}/ns/pid").stat().st_ino)
     except OSError:
         return None
 

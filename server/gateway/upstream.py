@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+import structlog
+
 from server.errors import ErrorCode, RookeryError
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 OAUTH_BETA: Final = "oauth-2025-04-20"
 """The beta under which the Messages API takes an OAuth token of Claude Code."""
+
+_VARIABLES: Final = ("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN")
 
 CREDENTIAL_VARIABLES: Final = "ANTHROPIC_API_KEY, ANTHROPIC_AUTH_TOKEN or CLAUDE_CODE_OAUTH_TOKEN"
 
@@ -45,6 +49,8 @@ class Credential:
         """``text`` without the secret."""
         return text.replace(self.secret, "[redacted]") if self.secret else text
 
+
+_log = structlog.get_logger(__name__)
 
 CredentialSupplier = Callable[[], Credential | None]
 """Asked anew for each request, so that a rotated credential is used from the next request on; must not block."""
@@ -93,12 +99,8 @@ class Upstream:
         return httpx2.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False, trust_env=False)
 
 
-def anthropic_upstream(settings: Settings, reload: Callable[[], Settings] | None = None) -> Upstream:
+def anthropic_upstream(settings: Settings) -> Upstream:
     """Anthropic's API, or the gateway that ``ANTHROPIC_BASE_URL`` names.
-
-    Args:
-        settings: base URL and credential.
-        reload: gives the present settings; asked at each request, so that a rotated credential is picked up.
 
     Raises:
         RookeryError: ``invalid_argument`` when the base URL is no http(s) address, or would carry a credential itself.
@@ -112,22 +114,62 @@ def anthropic_upstream(settings: Settings, reload: Callable[[], Settings] | None
             "ANTHROPIC_BASE_URL holds a user, password, query or fragment: "
             f"give the bare address, and the credential in {CREDENTIAL_VARIABLES}.",
         )
-    present = reload or (lambda: settings)
-    return Upstream(
-        base_url=settings.anthropic_base_url,
-        credential=lambda: credential_of(present()),
-        needs_credential=True,
-    )
+    supplier: CredentialSupplier = lambda: credential_of(settings)  # noqa: E731 - one of two of the same kind
+    if settings.credential_file is not None:
+        supplier = CredentialFile(settings.credential_file, otherwise=supplier)
+    return Upstream(base_url=settings.anthropic_base_url, credential=supplier, needs_credential=True)
+
+
+class CredentialFile:
+    """Supplies the credential that a file holds, and reads it again when it changed: for keys that are rotated.
+
+    The file has lines as ``ANTHROPIC_API_KEY=…``, with the names of the variables. While it is missing, unreadable or
+    without a credential, ``otherwise`` is asked.
+    """
+
+    def __init__(self, path: Path, otherwise: CredentialSupplier) -> None:
+        self._path = path
+        self._otherwise = otherwise
+        self._seen: tuple[int, int, int] | None = None
+        self._credential: Credential | None = None
+
+    def __call__(self) -> Credential | None:
+        """The present credential."""
+        try:
+            status = self._path.stat()
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if seen != self._seen:
+                self._credential = _credential_in(self._path.read_text())
+                self._seen = seen
+        except (OSError, UnicodeDecodeError) as error:
+            _log.warning("credential_file_unreadable", error=type(error).__name__)
+            self._credential, self._seen = None, None
+        return self._credential or self._otherwise()
+
+
+def _credential_in(text: str) -> Credential | None:
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        name, separator, value = line.strip().removeprefix("export ").partition("=")
+        if separator and not name.startswith("#"):
+            values[name.strip()] = value.strip().strip("\"'")
+    return _credential(*(values.get(name, "") for name in _VARIABLES))
 
 
 def credential_of(settings: Settings) -> Credential | None:
-    """The credential that the settings name, in the order in which Claude Code itself prefers them; None without."""
-    if secret := _secret(settings.anthropic_auth_token):
-        return Credential("authorization", f"Bearer {secret}", secret)
-    if secret := _secret(settings.anthropic_api_key):
-        return Credential("x-api-key", secret, secret)
-    if secret := _secret(settings.claude_code_oauth_token):
-        return Credential("authorization", f"Bearer {secret}", secret, beta=OAUTH_BETA)
+    """The credential that the settings name; None without."""
+    given = (settings.anthropic_auth_token, settings.anthropic_api_key, settings.claude_code_oauth_token)
+    return _credential(*(_secret(value) for value in given))
+
+
+def _credential(auth_token: str, api_key: str, oauth_token: str) -> Credential | None:
+    """The one that is given, in the order in which Claude Code itself prefers them."""
+    if auth_token:
+        return Credential("authorization", f"Bearer {auth_token}", auth_token)
+    if api_key:
+        return Credential("x-api-key", api_key, api_key)
+    if oauth_token:
+        return Credential("authorization", f"Bearer {oauth_token}", oauth_token, beta=OAUTH_BETA)
     return None
 
 

@@ -494,6 +494,37 @@ async def test_a_rotated_credential_is_used_from_the_next_request_on() -> None:
         assert [seen.headers["x-api-key"] for seen in fake.seen] == ["first-key", "second-key"]
 
 
+async def test_a_credential_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "credential"
+    supplier = anthropic_upstream(settings(credential_file=path, anthropic_api_key="from-variable")).credential
+
+    def present() -> tuple[str, str]:
+        credential = supplier()
+        assert credential is not None
+        return credential.header, credential.secret
+
+    assert present() == ("x-api-key", "from-variable")
+    path.write_text("# rotated daily\nexport ANTHROPIC_API_KEY='first'\n")
+    assert present() == ("x-api-key", "first")
+    path.write_text("ANTHROPIC_AUTH_TOKEN=second\nOTHER=x\n")
+    assert present() == ("authorization", "second")
+    path.write_bytes(b"\xff\xfe")
+    assert present() == ("x-api-key", "from-variable")
+
+
+async def test_x13_what_the_upstream_says_cannot_steer_a_terminal() -> None:
+    """Row X13: control characters and escape sequences in an error's text."""
+    text = "busy \x1b]52;c;ZXZpbA==\x07\x1b[2J\u202e\nforged line"
+    body = {"type": "error", "error": {"type": "api_error", "message": text}}
+    async with gateway_before(replies(500, body)) as (house, _):
+        grant = house.grant()
+        with structlog.testing.capture_logs() as logs:
+            await post(house, grant)
+        [failure] = grant.failures
+        assert failure.message.isprintable()
+        assert all(str(log.get("message", "")).isprintable() for log in logs)
+
+
 async def test_a_base_url_may_have_a_path_of_its_own() -> None:
     async with gateway_before(streams(WHOLE)) as (_, fake), serving(fake) as path:
         async with open_gateway(Upstream("http://gateway.corp.test/anthropic/", socket=path)) as house:

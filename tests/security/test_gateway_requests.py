@@ -451,6 +451,30 @@ async def test_g02_a_giant_head_is_refused(head: str) -> None:
         assert not fake.seen
 
 
+async def test_g02_one_sandbox_cannot_use_up_the_connections_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row G02: a flood of connections."""
+    monkeypatch.setattr("server.gateway.listener.MAX_CONNECTIONS", 5)
+    script = (
+        "import socket, sys\n"
+        "clients = [socket.socket(socket.AF_UNIX) for _ in range(40)]\n"
+        "refused = 0\n"
+        "for client in clients: client.connect(sys.argv[1])\n"
+        "for client in clients:\n"
+        "    try:\n"
+        "        client.sendall(b'GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')\n"
+        "        refused += client.recv(100) == b''\n"
+        "    except OSError: refused += 1\n"
+        "print(refused)\n"
+    )
+    sandbox = ["bwrap", "--dev-bind", "/", "/", "--unshare-pid", "--proc", "/proc", "--die-with-parent"]
+    async with gateway_before(replies(200, ANSWER)) as (house, _):
+        with anyio.fail_after(PATIENCE_S):
+            inside = await anyio.run_process([*sandbox, sys.executable, "-c", script, str(house.socket)])
+        assert int(inside.stdout) == 35
+        async with house.client(house.grant().token) as client:
+            assert (await client.post("/v1/messages", json=request())).status_code == 200
+
+
 async def test_x07_a_token_works_for_its_life_only() -> None:
     """Row X07: replay before the session, after its end."""
     async with gateway_before(replies(200, ANSWER)) as (house, fake):
