@@ -41,23 +41,22 @@ def collect(objects: ObjectStore, index_dir: Path, live: Iterable[str], grace_s:
     marked = _mark(objects, [bytes.fromhex(tree) for tree in live], _pinned(index_dir), stop)
     cutoff = time.time() - grace_s
     freed = _sweep_temporaries(objects, cutoff)
-    for shard in range(256):
+    for shard in sorted(objects.root.glob("[0-9a-f][0-9a-f]")):
         stop.check()
-        names = [path.name for path in (objects.root / f"{shard:02x}").iterdir()]
-        dead = [name for name in names if _digest(shard, name) not in marked]
+        dead = [path.name for path in shard.iterdir() if _digest(path) not in marked]
         for _ in range(_LOCK_TRIES if dead else 0):
             stop.check()
             with objects.exclusive() as locked:
                 if locked:
-                    freed += sum(_remove_old(objects.fd, f"{shard:02x}/{name}", cutoff) for name in dead)
+                    freed += sum(_remove_old(objects.fd, f"{shard.name}/{name}", cutoff) for name in dead)
                     break
             time.sleep(_LOCK_PAUSE_S)
     return freed
 
 
-def _digest(shard: int, name: str) -> bytes:
+def _digest(path: Path) -> bytes:
     try:
-        return bytes.fromhex(f"{shard:02x}{name}")
+        return bytes.fromhex(path.parent.name + path.name)
     except ValueError:
         return b""
 

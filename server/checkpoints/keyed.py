@@ -31,7 +31,7 @@ ATTEMPTS: Final = 3
 """How often work begins anew when the tree moves under it, before the caller is told that the session is busy."""
 
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-_STAGING: Final = re.compile(r"\.rookery-restore-[0-9a-f]{16}")
+_STAGING: Final = re.compile(r"\.rookery-restore-[A-Za-z0-9_-]{1,128}")
 
 _log = structlog.get_logger(__name__)
 

@@ -31,6 +31,9 @@ from server.errors import ErrorCode, RookeryError
 GRACE_S: Final = 3600.0
 """An object younger than this is never collected: whoever wrote or reused it may not have recorded its tree yet."""
 
+FRESH_S: Final = 60.0
+"""An object that is used again is made young again if it is older than this."""
+
 LOCK_WAIT_S: Final = 30.0
 """Longest wait for the store's lock; its holders need milliseconds (the collector) or do not exclude each other."""
 
@@ -66,9 +69,7 @@ class ObjectStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for shard in range(256):
-            (root / f"{shard:02x}").mkdir(mode=0o700, parents=True, exist_ok=True)
-        (root / "tmp").mkdir(mode=0o700, exist_ok=True)
+        (root / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
         root.chmod(0o700)
         self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._counter = itertools.count()
@@ -212,7 +213,7 @@ class Batch:
         self._store = store
         self._fds: list[int] = []
         self._many = False
-        self._fresh_after = time.time() - GRACE_S / 2
+        self._fresh_after = time.time() - FRESH_S
         self.written = 0
         """New objects."""
 
@@ -248,7 +249,12 @@ class Batch:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400, dir_fd=root)
         try:
             write_all(fd, data)
-            os.rename(temporary, path, src_dir_fd=root, dst_dir_fd=root)
+            try:
+                os.rename(temporary, path, src_dir_fd=root, dst_dir_fd=root)
+            except FileNotFoundError:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path[:2], 0o700, dir_fd=root)
+                os.rename(temporary, path, src_dir_fd=root, dst_dir_fd=root)
         except BaseException:
             os.close(fd)
             with contextlib.suppress(OSError):

@@ -222,6 +222,9 @@ class Restore:
             self.outcome.kept.extend(kept)
         elif step.action is Action.PLACE and after is not None:
             self._place(descent.fd, _staged(number), step.name, text_of(step.path))
+            if after.kind == DIRECTORY and after.skipped:
+                inside = self._trees.skipped(after.payload, self._stop, text_of(step.path) + "/")
+                self.outcome.missing.extend(inside)
         elif step.action is Action.TOUCH and after is not None:
             self._touch(descent, number, step.name, after)
         elif step.action is Action.KEEP and before is not None:

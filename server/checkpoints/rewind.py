@@ -37,9 +37,9 @@ def prepare(
     """
     keyed.trees.root(tree_hash)
     journal = keyed.journal(key)
+    remove_directory(_staging(tree.parent, key))
     if journal is not None:
-        for place in (tree.parent, tree):
-            remove_directory(place / journal["staging"])
+        remove_directory(tree / journal["staging"])
     elif known_as is not None:
         index = keyed.index(key)
         found = tree.lstat()
@@ -110,9 +110,9 @@ class Rewind:
         if not steps and new_mode is None:
             self._keyed.end(self._key)
             return True
-        staging = _staging_place(self._tree) / f".rookery-restore-{secrets.token_hex(8)}"
+        staging = _staging_place(self._tree, self._key)
         self._keyed.begin(self._key, wanted.hex(), self._before.tree_hash, staging.name)
-        consistent = True
+        untouched = True
         try:
             staging.mkdir(mode=0o700)
             fd = os.open(staging, OPEN_DIRECTORY)
@@ -120,21 +120,25 @@ class Rewind:
                 with self._keyed.objects.shared(self._stop):
                     run = Restore(self._trees, steps, fd, self._owner, outcome, self._stop)
                     run.stage()
-                    consistent = False
+                    untouched = False
                     run.apply(open_tree(self._tree), new_mode)
             finally:
                 os.close(fd)
-            # Reading back what was touched proves it, and spares the next snapshot from doing so.
-            _, node = self._keyed.take(self._key, self._tree, self._stop, touched_by(steps))
-            consistent = True
         finally:
-            try:
-                remove_directory(staging)
-            except (OSError, TreeMovedError) as error:
-                _log.warning("restore_staging_left", detail=repr(error))
-            if consistent:
+            self._clear(staging)
+            if untouched:
                 self._keyed.end(self._key)
+        # Reading back what was touched proves it, and spares the next snapshot from doing so.
+        _, node = self._keyed.take(self._key, self._tree, self._stop, touched_by(steps))
+        self._keyed.end(self._key)
         return node.digest == wanted
+
+    def _clear(self, staging: Path) -> None:
+        try:
+            remove_directory(staging)
+        except (OSError, TreeMovedError) as error:
+            # The next restore under this key tries again.
+            _log.warning("restore_staging_left", detail=repr(error))
 
 
 def _path(skipped: Skipped) -> str:
@@ -174,7 +178,16 @@ def _fill(writer: Writer, fd: int, root: bytes) -> Node:
         descent.close()
 
 
-def _staging_place(tree: Path) -> Path:
-    """Where to stage: beside the tree, out of the agent's reach; inside only if it is a file system of its own."""
+def _staging(beside: Path, key: str) -> Path:
+    return beside / f".rookery-restore-{key}"
+
+
+def _staging_place(tree: Path, key: str) -> Path:
+    """Where to stage: beside the tree, out of the agent's reach; inside only if it is a file system of its own.
+
+    Inside, the name cannot be known before, so that nothing of the agent's is in its place.
+    """
     beside = tree.parent
-    return beside if beside.stat().st_dev == tree.lstat().st_dev and os.access(beside, os.W_OK) else tree
+    if beside.stat().st_dev == tree.lstat().st_dev and os.access(beside, os.W_OK):
+        return _staging(beside, key)
+    return _staging(tree, secrets.token_hex(16))

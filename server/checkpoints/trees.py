@@ -107,10 +107,14 @@ class Trees:
             digest = found.payload
         return found
 
-    def skipped(self, root: bytes, stop: Stop) -> tuple[Skipped, ...]:
-        """What a tree does not hold, at most :data:`MAX_SKIPPED` entries; looks only where something was skipped."""
+    def skipped(self, root: bytes, stop: Stop, prefix: str = "") -> tuple[Skipped, ...]:
+        """What a tree does not hold, at most :data:`MAX_SKIPPED` entries; looks only where something was skipped.
+
+        Args:
+            prefix: put before all paths.
+        """
         out: list[Skipped] = []
-        waiting: list[tuple[str, bytes]] = [("", root)]
+        waiting: list[tuple[str, bytes]] = [(prefix, root)]
         while waiting and len(out) < MAX_SKIPPED:
             stop.check()
             prefix, digest = waiting.pop()

@@ -265,8 +265,8 @@ from pathlib import Path
 from tests.unit.checkpoints.workspaces import describe, open_desk, shell
 async def main():
     with open_desk(Path(sys.argv[1])) as desk:
-        shell(desk.tree, "mkdir -p shut/in open; echo one > shut/in/file; echo x > closed; chmod 000 closed shut/in/file")
-        shell(desk.tree, "chmod 500 shut/in; chmod 000 shut")
+        shell(desk.tree, "mkdir -p shut/in open; echo one > shut/in/file; echo x > closed")
+        shell(desk.tree, "chmod 000 closed shut/in/file; chmod 500 shut/in; chmod 000 shut")
         first = await desk.engine.take("s", desk.tree)
         assert (first.files, first.skipped) == (2, ()), first
         assert (desk.tree / "shut").stat().st_mode & 0o777 == 0, "what was lent was taken back"

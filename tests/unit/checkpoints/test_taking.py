@@ -231,7 +231,7 @@ async def test_a_tree_over_its_bounds_is_refused_with_a_remedy(tmp_path: Path, l
 
 
 async def test_a_tree_deeper_than_any_path_can_name_is_taken_written_and_removed(desk: Desk) -> None:
-    depth = 3000
+    depth = 1500
     fd = os.open(desk.tree, os.O_RDONLY)
     for _ in range(depth):
         os.mkdir("deeper-and-deeper", dir_fd=fd)
