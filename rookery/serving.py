@@ -22,6 +22,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from rookery.backend import BackgroundBackend
 from rookery.configuration import load_settings
+from rookery.state_key import state_key
 from rookery.stdio import MAX_MESSAGE_BYTES, Wire, claimed_wire, stdio_transport
 from tools.backend import Registry
 from tools.definition import ToolDefinition
@@ -67,7 +68,7 @@ async def _serve_wire(settings: Settings, wire: Wire, tools: Sequence[ToolDefini
     async with _background(settings, on_signal=serving.cancel) as (backend, tasks):
         answered = anyio.Event()
         tasks.start_soon(_start_after, answered, backend)
-        server = build_server(backend, max_wait_s=settings.max_wait_s, tools=tools)
+        server = build_server(backend, max_wait_s=settings.max_wait_s, tools=tools, state_key=state_key(settings.home))
         # The SDK's public entry takes no streams of one's own; this is the one private name of it that is used.
         protocol = server._lowlevel_server
         with serving:
@@ -106,7 +107,9 @@ async def serve_http(settings: Settings, host: str, port: int, *, announce: Call
                 http.should_exit = True
 
         async with _background(settings, on_signal=leave) as (backend, _):
-            app = build_server(backend, max_wait_s=settings.max_wait_s).streamable_http_app(
+            app = build_server(
+                backend, max_wait_s=settings.max_wait_s, state_key=state_key(settings.home)
+            ).streamable_http_app(
                 host=address,
                 max_request_body_size=MAX_MESSAGE_BYTES,
                 # Said explicitly: no page in a browser may reach the server by a name that it has rebound (P06).

@@ -8,19 +8,20 @@ the same form everywhere.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp_types import CallToolResult, TextContent, Tool, ToolAnnotations
+from mcp_types import CallToolResult, InputRequiredResult, TextContent, Tool, ToolAnnotations
 from pydantic import BaseModel
 
 from server.errors import ErrorCode, RookeryError
 from server.models import Record
 from tools.arguments import input_schema, output_schema, parse_arguments
 from tools.backend import Backend, Registry
+from tools.elicitation import Elicitation, QuestionsPending, elicitation_of
 from tools.errors import as_rookery_error, failure
 
 Arguments = TypeVar("Arguments", bound=BaseModel)
@@ -38,6 +39,15 @@ class Call:
     report: Callable[[float, str], Awaitable[None]] | None
     """Sends a progress number and text; the protocol drops it when the caller did not ask for progress.
     None outside a request."""
+    elicitation: Elicitation | None = None
+    """Asks the caller's user about tool calls; None for a client that cannot."""
+
+    @property
+    def attached(self) -> Mapping[str, int] | None:
+        """Of a call that was repeated with answers: the sessions that its first round started or waited for, each
+        with the turn that is waited for. Nothing may be started again then."""
+        known = None if self.elicitation is None else self.elicitation.attached
+        return None if known is None else known.turns
 
 
 @dataclass(frozen=True)
@@ -124,8 +134,8 @@ class ToolServer(MCPServer[Any]):
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
-    ) -> CallToolResult:
-        """Run a tool. A failure is an answer (``is_error``), never an exception."""
+    ) -> CallToolResult | InputRequiredResult:
+        """Run a tool. A failure is an answer (``is_error``), never an exception; so are questions to the user."""
         definition = self._definitions.get(name)
         try:
             if definition is None:
@@ -133,13 +143,20 @@ class ToolServer(MCPServer[Any]):
                 raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"There is no such tool; the tools are {known}.")
             # Arguments first: a bad call is told so even while the registry starts, or could not.
             checked = parse_arguments(definition.arguments, arguments, tool=name)
+            registry = await self.backend.registry()
+            elicitation = elicitation_of(context, registry, self.principal)
+            if elicitation is not None and context is not None:
+                await elicitation.take(context.input_responses)
             call = Call(
                 principal=self.principal,
-                registry=await self.backend.registry(),
+                registry=registry,
                 max_wait_s=self._max_wait_s,
                 report=_reporter(context),
+                elicitation=elicitation,
             )
             return await definition.answer_to(call, checked)
+        except QuestionsPending as pending:
+            return pending.result
         except Exception as error:
             return failure(as_rookery_error(error, where=definition.name if definition else "unknown tool"))
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from mcp.server.caching import CacheHint
+from mcp.server.request_state import RequestStateSecurity
 
 from tools import approvals, costs, files, sessions, transcripts, undo
 from tools.backend import LOCAL_PRINCIPAL, Backend
@@ -23,6 +24,9 @@ TOOLS: Final[tuple[ToolDefinition[Any, Any], ...]] = (
     *approvals.TOOLS,
 )
 """All tools in the order in which they are listed."""
+
+STATE_TTL_S: Final = 3_600.0
+"""How long a person may take for one round of questions, before the call must be made afresh."""
 
 INSTRUCTIONS: Final = """\
 Rookery runs Claude agents for you, each in a sandbox of its own with a file system, a shell and no network.
@@ -53,6 +57,7 @@ def build_server(
     max_wait_s: float = 50.0,
     principal: str = LOCAL_PRINCIPAL,
     tools: Sequence[ToolDefinition[Any, Any]] = TOOLS,
+    state_key: bytes | None = None,
 ) -> ToolServer:
     """The MCP server, for any transport and both protocol eras.
 
@@ -61,6 +66,8 @@ def build_server(
         max_wait_s: longest wait inside one tool call, in seconds.
         principal: whose sessions these are.
         tools: what is offered.
+        state_key: at least 32 secret bytes that seal the state of calls which ask the user, the same in every process
+            of a home; without it such a call does not outlive this process.
     """
     server = ToolServer(
         tools,
@@ -72,6 +79,11 @@ def build_server(
         description="Sandboxed Claude agents as tools.",
         version=version("rookery"),
         instructions=INSTRUCTIONS,
+        request_state_security=(
+            RequestStateSecurity.ephemeral(ttl=STATE_TTL_S)
+            if state_key is None
+            else RequestStateSecurity(keys=[state_key], ttl=STATE_TTL_S)
+        ),
         cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="public")},
     )
     add_resources(server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
@@ -81,8 +82,8 @@ async def spawn_agent(call: Call, arguments: SpawnArguments) -> Outcome:
     Spawn several with wait_s=0 to let them work side by side. A failed turn is an outcome with `error`.
     """
     request = SpawnRequest.model_validate(arguments.model_dump(exclude={"wait_s"}))
-    session_id = await call.registry.spawn(call.principal, request)
-    return await _outcome_after(call, session_id, turn=1, wait_s=arguments.wait_s)
+    turns = call.attached or {await call.registry.spawn(call.principal, request): 1}
+    return await _outcome_after(call, turns, wait_s=arguments.wait_s)
 
 
 async def continue_session(call: Call, arguments: ContinueArguments) -> Outcome:
@@ -92,8 +93,9 @@ async def continue_session(call: Call, arguments: ContinueArguments) -> Outcome:
     for it, or interrupt it first.
     """
     request = PromptRequest.model_validate(arguments.model_dump(exclude={"wait_s", "session_id"}))
-    turn = await call.registry.prompt(call.principal, arguments.session_id, request)
-    return await _outcome_after(call, arguments.session_id, turn=turn, wait_s=arguments.wait_s)
+    session_id = arguments.session_id
+    turns = call.attached or {session_id: await call.registry.prompt(call.principal, session_id, request)}
+    return await _outcome_after(call, turns, wait_s=arguments.wait_s)
 
 
 async def wait_for_sessions(call: Call, arguments: WaitArguments) -> Outcomes:
@@ -133,7 +135,7 @@ async def interrupt_session(call: Call, arguments: SessionArguments) -> Outcome:
     Does nothing to a session that is not working.
     """
     await call.registry.interrupt(call.principal, arguments.session_id)
-    return await _outcome_after(call, arguments.session_id, turn=0, wait_s=INTERRUPT_WAIT_S)
+    return await _outcome_after(call, {arguments.session_id: 0}, wait_s=INTERRUPT_WAIT_S, asks=False)
 
 
 async def end_session(call: Call, arguments: EndArguments) -> Deletion:
@@ -144,8 +146,8 @@ async def end_session(call: Call, arguments: EndArguments) -> Deletion:
     return await call.registry.end(call.principal, arguments.session_id, delete=arguments.delete)
 
 
-async def _outcome_after(call: Call, session_id: str, *, turn: int, wait_s: float) -> Outcome:
-    waited = await wait_until_settled(call, {session_id: turn}, wait_s=wait_s)
+async def _outcome_after(call: Call, turns: Mapping[str, int], *, wait_s: float, asks: bool = True) -> Outcome:
+    waited = await wait_until_settled(call, turns, wait_s=wait_s, asks=asks)
     (outcome,) = waited.outcomes
     return outcome.model_copy(update={"next": _capped(waited) + outcome.next})
 

@@ -81,7 +81,7 @@ async def fork_session(call: Call, arguments: ForkArguments) -> ForkReport:
     The original is not touched and goes on as it was. Works on running and ended sessions too. With a prompt the
     forks begin to work at once, side by side.
     """
-    ids = await call.registry.fork(
+    ids = call.attached or await call.registry.fork(
         call.principal,
         arguments.session_id,
         prompt=arguments.prompt,

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import anyio
+from anyio.abc import TaskGroup
 from pydantic import Field
 
-from server.models import Outcome, SessionState
+from server.concurrency import background_tasks
+from server.models import Outcome, PendingApproval, SessionState
 from tools.definition import Call
+from tools.elicitation import Elicitation
 
 DEFAULT_WAIT_S: Final = 45.0
 """Below the smallest limit that a client puts on a tool call (about 60 s), with a margin."""
@@ -61,17 +64,29 @@ def is_working(outcome: Outcome) -> bool:
 
 
 async def wait_until_settled(
-    call: Call, turns: Mapping[str, int], *, until: Literal["all", "any"] = "all", wait_s: float
+    call: Call, turns: Mapping[str, int], *, until: Literal["all", "any"] = "all", wait_s: float, asks: bool = True
 ) -> Waited:
     """Wait until the sessions have settled, at most ``wait_s`` and at most the server's longest wait.
+
+    Questions of their policies are put to the caller's user meanwhile, where the client can do that.
 
     Args:
         turns: session id → the turn that must have been reached; 0 for whatever is there.
         until: ``all`` of them, or ``any``.
+        asks: whether the user is asked.
 
     Raises:
         RookeryError: ``session_not_found``, and what the registry may raise.
+        QuestionsPending: the user is to be asked by the call's result.
     """
+    # Past the deadline a question stays open, and can still be answered by answer_approval.
+    async with background_tasks() as asking:
+        return await _wait(call, turns, until, wait_s, _Questions(call, turns, asking) if asks else None)
+
+
+async def _wait(
+    call: Call, turns: Mapping[str, int], until: Literal["all", "any"], wait_s: float, questions: _Questions | None
+) -> Waited:
     started = time.monotonic()
     bound = min(wait_s, call.max_wait_s)
     reporter = _ProgressReporter(call, tuple(turns), started)
@@ -80,7 +95,11 @@ async def wait_until_settled(
     seen = dict.fromkeys(turns, 0)
     while True:
         outcomes = [await call.registry.outcome(call.principal, session_id) for session_id in turns]
-        settled = [not is_working(one) and one.turn >= turns[one.session_id] for one in outcomes]
+        asked = set() if questions is None or wait_s <= 0 else questions.put(outcomes)
+        settled = [
+            not is_working(one) and one.turn >= turns[one.session_id] and one.session_id not in asked
+            for one in outcomes
+        ]
         done = all(settled) if until == "all" else any(settled)
         left = started + bound - time.monotonic()
         await reporter.report(settled, final=done or left <= 0)
@@ -96,6 +115,43 @@ async def wait_until_settled(
                 pause,
             )
         seen = {one.session_id: one.cursor for one in outcomes}
+
+
+class _Questions:
+    """Puts the open questions of sessions to the caller's user, each once in a call."""
+
+    def __init__(self, call: Call, turns: Mapping[str, int], tasks: TaskGroup) -> None:
+        self._elicitation = call.elicitation
+        self._turns = turns
+        self._tasks = tasks
+        self._open: set[str] = set()
+
+    def put(self, outcomes: Sequence[Outcome]) -> set[str]:
+        """Put what is new; the sessions for which an answer is being waited for.
+
+        Raises:
+            QuestionsPending: the user is to be asked by the call's result.
+        """
+        elicitation = self._elicitation
+        if elicitation is None:
+            return set()
+        pending = [approval for outcome in outcomes for approval in outcome.pending_approvals]
+        if elicitation.push is None:
+            elicitation.return_questions(elicitation.new(pending), self._turns)
+            return set()
+        for approval in elicitation.new(pending):
+            self._open.add(approval.approval_id)
+            elicitation.left.add(approval.approval_id)
+            self._tasks.start_soon(self._ask, elicitation, approval)
+        return {
+            outcome.session_id
+            for outcome in outcomes
+            if any(approval.approval_id in self._open for approval in outcome.pending_approvals)
+        }
+
+    async def _ask(self, elicitation: Elicitation, approval: PendingApproval) -> None:
+        await elicitation.ask(approval)
+        self._open.discard(approval.approval_id)
 
 
 class _ProgressReporter:
