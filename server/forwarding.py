@@ -43,8 +43,8 @@ class Forwarding:
             return False
         return await self._lives(session.owner)
 
-    async def send(self, session: SessionRecord, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
-        """Have the session's owner carry a command out; its result.
+    async def send(self, session: SessionRecord, kind: str, payload: dict[str, Any]) -> dict[str, Any] | None:
+        """Have the session's owner carry a command out; its result, None when the owner let the session go before.
 
         Raises:
             RookeryError: what the owner answered, or ``timeout``.
@@ -53,18 +53,29 @@ class Forwarding:
         command_id = await store.send_command(session.id, kind, payload)
         with anyio.move_on_after(ANSWER_TIMEOUT_S):
             # The other side is another process: nothing here could set an event.
-            while (result := await store.command_result(command_id)) is None and await self._lives(session.owner):  # noqa: ASYNC110
+            while (result := await store.command_result(command_id)) is None and await self._lives(session.owner):
+                if not await self._is_held(session) and await store.withdraw_command(command_id):
+                    return None
                 await anyio.sleep(POLL_S)
             if result is not None:
                 return _answered(result)
-        error = RookeryError(
+        if await store.withdraw_command(command_id):
+            return None
+        raise RookeryError(
             ErrorCode.TIMEOUT,
-            "The server process that owns this session did not answer. Try again in a moment.",
+            "The server process that owns this session did not answer. Look at the session, then try again.",
             retryable=True,
         )
-        # Whoever comes to own the session must not carry out what its sender has given up.
-        await store.finish_command(command_id, {"error": Failure.of(error).model_dump(mode="json")})
-        return _answered(await store.command_result(command_id) or {})
+
+    async def _is_held(self, session: SessionRecord) -> bool:
+        """Whether the session still has the owner that the command was sent to."""
+        try:
+            current = await self._services.store.session_for_server(session.id)
+        except RookeryError as error:
+            if error.code is not ErrorCode.SESSION_NOT_FOUND:
+                raise
+            return False
+        return current.owner == session.owner
 
     async def _lives(self, server_id: str | None) -> bool:
         """Whether a server process lives."""

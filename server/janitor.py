@@ -27,7 +27,10 @@ from server.snapshots import Snapshots, heal_workspace, joined
 log = structlog.get_logger(__name__)
 
 ROUND_S: Final = 60.0
-"""How often the janitor goes round."""
+"""How often the janitor goes round, when no server dies."""
+
+LOOK_S: Final = 5.0
+"""How often it looks whether another server has died."""
 
 THINNING_ROUNDS: Final = 30
 """Every so many rounds, and in the first, old checkpoints are thinned out."""
@@ -74,19 +77,31 @@ class Janitor:
     async def serve(self) -> None:
         """Go round until cancelled."""
         for number in itertools.count():
-            await anyio.sleep(ROUND_S)
             try:
+                with anyio.move_on_after(ROUND_S):
+                    await self._death()
                 await self.reconcile()
                 await self.prune()
                 if number % THINNING_ROUNDS == 0:
                     await self.thin_out()
             except RookeryError as error:
                 log.warning("janitor's round failed", error=str(error))
+                await anyio.sleep(LOOK_S)
+
+    async def _death(self) -> None:
+        """Wait until another server has died."""
+        # They are other processes: nothing here could set an event.
+        while not await self._dead():  # noqa: ASYNC110
+            await anyio.sleep(LOOK_S)
+
+    async def _dead(self) -> set[str]:
+        servers = await self._services.store.servers()
+        return {server.id for server in servers if not self._leases.alive(server)}
 
     async def reconcile(self) -> int:
         """Tell the truth about all that dead servers left; how many sessions were mended."""
         store = self._services.store
-        dead = {server.id for server in await store.servers() if not self._leases.alive(server)}
+        dead = await self._dead()
         left = await store.unowned_work(dead | {self._services.server_id})
         left = [session for session in left if session.id not in self._residents.actors]
         places, mended = anyio.Semaphore(MENDED_AT_ONCE), list[str]()
@@ -149,6 +164,8 @@ class Janitor:
         """
         store = self._services.store
         if session.id in self._residents.actors or session.state.is_terminal:
+            return False
+        if session.owner is None and not (session.state.is_busy or session.resident):
             return False
         if session.owner is None and not asleep_too and await self._sleeps(session):
             return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import structlog
@@ -44,6 +44,9 @@ PLACING_S: Final = 15.0
 
 MAX_FORKS: Final = 16
 """Most forks made by one call."""
+
+MAX_HANDOVERS: Final = 5
+"""How often a command follows a session that one process lets go and another takes."""
 
 EXPIRY_S: Final = 5.0
 """How often approvals are looked at whose time may be over."""
@@ -170,9 +173,8 @@ class Registry(SessionReader):
             RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``, ``invalid_argument`` (a cap below
                 what is spent), ``too_many_sessions``, ``model_auth_failed``, ``storage_unavailable``.
         """
-        session = await self._services.store.session(principal, session_id)
-        if await self._forwarding.belongs_elsewhere(session):
-            result = await self._forwarding.send(session, "prompt", request.model_dump())
+        session, result = await self._elsewhere(principal, session_id, "prompt", request.model_dump())
+        if result is not None:
             return int(result["turn"])
         async with self._fleet.lock(session_id):
             return await self._prompt_here(session, request)
@@ -183,6 +185,8 @@ class Registry(SessionReader):
             known = await services.store.turn_by_request(session.id, request.request_id)
             if known is not None:
                 return known.number
+        # A server that died may have left it at work since the janitor's last look.
+        await self.janitor.reconcile_session(await services.store.session_for_server(session.id))
         policy = services.policy_of(session)
         check_model(policy, session.model)
         services.gateway.require_credential()
@@ -373,9 +377,8 @@ class Registry(SessionReader):
         Raises:
             RookeryError: ``session_not_found``, ``timeout`` when it did not stop in time.
         """
-        session = await self._services.store.session(principal, session_id)
-        if await self._forwarding.belongs_elsewhere(session):
-            await self._forwarding.send(session, "interrupt", {})
+        session, result = await self._elsewhere(principal, session_id, "interrupt", {})
+        if result is not None:
             return
         async with self._fleet.lock(session_id):
             actor = self._fleet.actors.get(session_id)
@@ -399,10 +402,8 @@ class Registry(SessionReader):
         Raises:
             RookeryError: ``session_not_found``, ``storage_unavailable``.
         """
-        session = await self._services.store.session(principal, session_id)
-        if await self._forwarding.belongs_elsewhere(session):
-            await self._forwarding.send(session, "end", {})
-        else:
+        session, result = await self._elsewhere(principal, session_id, "end", {})
+        if result is None:
             async with self._fleet.lock(session_id):
                 await self._end_here(session)
         if delete:
@@ -457,6 +458,25 @@ class Registry(SessionReader):
         return await self.janitor.prune()
 
     # --- other processes --------------------------------------------------------------------------------------
+
+    async def _elsewhere(
+        self, principal: str, session_id: str, kind: str, payload: dict[str, Any]
+    ) -> tuple[SessionRecord, dict[str, Any] | None]:
+        """The session, and what the other living process that holds it answered; None when this one may act.
+
+        Raises:
+            RookeryError: ``session_not_found``, what the other process answered, ``timeout``.
+        """
+        for _ in range(MAX_HANDOVERS):
+            session = await self._services.store.session(principal, session_id)
+            if not await self._forwarding.belongs_elsewhere(session):
+                return session, None
+            result = await self._forwarding.send(session, kind, payload)
+            if result is not None:
+                return session, result
+        raise RookeryError(
+            ErrorCode.TIMEOUT, "The session went from one server process to another. Try again.", retryable=True
+        )
 
     async def _serve_command(self, session: SessionRecord, kind: str, payload: dict[str, object]) -> dict[str, object]:
         """Carry out what another process asked of a session of ours."""

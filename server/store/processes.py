@@ -75,6 +75,12 @@ class Processes(Room):
         values = query.values(finished_at=self._now(), result=result, payload={})
         await self._database.write(execute, values)
 
+    async def withdraw_command(self, command_id: str) -> bool:
+        """Take a command back; False when its owner took it before, or it is answered."""
+        waits = (commands.c.id == command_id, commands.c.taken_by.is_(None), commands.c.finished_at.is_(None))
+        query = update(commands).where(*waits).values(finished_at=self._now(), payload={})
+        return await self._database.write(changed_one, query)
+
     async def command_result(self, command_id: str) -> dict[str, Any] | None:
         """The answer to a command; None while there is none."""
         query = select(commands.c.result).where(commands.c.id == command_id)

@@ -1,0 +1,184 @@
+"""Processes that die under the house, and houses that die under their customers (issue 3, part 5)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import anyio
+import pytest
+
+from server.clock import SYSTEM_CLOCK
+from server.errors import ErrorCode, RookeryError
+from server.leases import Leases
+from server.models import EventKind, SessionState, StopReason
+from tests.crashes import Promises, crash_and_check, kill_one, temporary_directory
+from tests.house import ME, bash, go_on, open_house, run, say, seen, settled, spawn
+from tests.workload import PHASES
+
+SAMPLE = ("turn begun", "approval waits", "fork filled", "restore", "turn ended", "-")
+
+
+@pytest.mark.parametrize("phase", SAMPLE)
+async def test_a_killed_server_leaves_only_the_truth(tmp_path: Path, phase: str) -> None:
+    with temporary_directory() as temporary:
+        await crash_and_check(tmp_path / "home", temporary, Promises(), f"sample-{phase}", phase)
+
+
+def test_the_sample_names_phases_that_there_are() -> None:
+    assert set(SAMPLE) - {"-"} <= set(PHASES)
+
+
+@pytest.mark.parametrize("victim", ["claude", "bwrap"])
+async def test_a_killed_agent_is_an_error_of_its_turn_and_the_session_goes_on(tmp_path: Path, victim: str) -> None:
+    async with open_house(tmp_path) as registry:
+        session_id = await spawn(registry, [{"text": "thinking"}, bash("echo kept > kept; tail -f /dev/null")])
+        await seen(registry, session_id, EventKind.TOOL_CALL)
+        with anyio.fail_after(20):
+            while not (tmp_path / "sandboxes" / session_id / "workspace" / "kept").exists():
+                await anyio.sleep(0.02)
+        kill_below(os.getpid(), victim)
+        outcome = await settled(registry, session_id)
+        assert outcome.stop_reason is StopReason.ERROR
+        assert outcome.error is not None
+        assert outcome.error.code is ErrorCode.AGENT_CRASHED
+        assert outcome.changed_files == ("kept",)
+        again = await go_on(registry, session_id, [bash("cat kept"), {"reply_with": "last_tool_result"}])
+        assert "kept" in again.text
+
+
+def kill_below(ancestor: int, name: str) -> None:
+    """Kill the descendants of a process that have a name."""
+    parents: dict[int, tuple[int, str]] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command, _, rest = (process / "stat").read_text().rpartition(")")
+        except OSError:
+            continue
+        parents[int(process.name)] = (int(rest.split()[1]), command.partition("(")[2])
+
+    def descends(pid: int) -> bool:
+        while pid in parents and pid != ancestor:
+            pid = parents[pid][0]
+        return pid == ancestor
+
+    found = [pid for pid, (_, command) in parents.items() if command == name and descends(pid)]
+    assert found, f"no {name} runs"
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+
+
+async def test_an_interrupted_turn_says_what_was_done(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as registry:
+        session_id = await spawn(registry, [{"text": "half done"}, bash("echo one > done; tail -f /dev/null")])
+        workspace = tmp_path / "sandboxes" / session_id / "workspace"
+        await seen(registry, session_id, EventKind.TOOL_CALL)
+        with anyio.fail_after(20):
+            while not (workspace / "done").exists():
+                await anyio.sleep(0.02)
+        await abandon(registry, session_id)
+        outcome = await registry.outcome(ME, session_id)
+        assert outcome.state is SessionState.IDLE
+        assert outcome.stop_reason is StopReason.INTERRUPTED
+        assert outcome.text == "half done"
+        assert outcome.changed_files == ("done",)
+        after = await go_on(registry, session_id, [{"reply_with": "reminders"}])
+        assert "cut off" in after.text
+
+
+async def abandon(registry: object, session_id: str) -> None:
+    """Lose a session's actor as a failing store would: its end is never written, and the janitor's round comes by."""
+    fleet = registry._fleet  # type: ignore[attr-defined]  # nothing public loses an actor
+    actor = fleet.actors[session_id]
+
+    async def lost(*_: object, **__: object) -> None:
+        raise RookeryError(ErrorCode.STORAGE_UNAVAILABLE, "The disk is full.")
+
+    store = registry._services.store  # type: ignore[attr-defined]
+    saved = store.end_turn
+    store.end_turn = lost
+    try:
+        await actor._agent.kill()
+        with anyio.fail_after(30):
+            await actor.stopped.wait()
+    finally:
+        store.end_turn = saved
+    with anyio.fail_after(10):
+        while session_id in fleet.actors:
+            await anyio.sleep(0.01)
+    await registry.janitor.reconcile()  # type: ignore[attr-defined]
+
+
+async def test_the_run_directory_of_a_dead_server_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with temporary_directory() as temporary:
+        kill_one(home, temporary, Promises(), "run-directory", "session written")
+        (left,) = temporary.iterdir()
+        stranger = tmp_path / "stranger"
+        stranger.mkdir()
+        (stranger / "kept").touch()
+        (home / "servers" / "server_forged.lock").write_text(f"{Leases(home, 'x', SYSTEM_CLOCK).host}\n{stranger}")
+        link = temporary / "rookery-0123456789abcdef"
+        link.symlink_to(stranger)
+        (home / "servers" / "server_linked.lock").write_text(f"{Leases(home, 'x', SYSTEM_CLOCK).host}\n{link}")
+        async with open_house(home):
+            assert not left.exists()
+            assert (stranger / "kept").exists()
+            assert link.is_symlink()
+            link.unlink()
+
+
+async def test_b07_of_two_racing_prompts_one_wins_and_the_other_finds_the_session_busy(tmp_path: Path) -> None:
+    """B07: two racing continue_session on one session, in one server and across two."""
+    async with open_house(tmp_path) as one, open_house(tmp_path) as other:
+        first = await run(one, [{"text": "first"}])
+        for left, right in ((one, one), (one, other), (other, other)):
+            before = (await one.outcome(ME, first.session_id)).turn
+            turns: list[int] = []
+            refusals: list[ErrorCode] = []
+
+            async def ask(registry: object, turns: list[int] = turns, refusals: list[ErrorCode] = refusals) -> None:
+                try:
+                    turns.append(await say(registry, first.session_id, [bash("sleep 1"), {"text": "won"}]))  # type: ignore[arg-type]
+                except RookeryError as error:
+                    refusals.append(error.code)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask, left)
+                tasks.start_soon(ask, right)
+            assert (turns, refusals) == ([before + 1], [ErrorCode.SESSION_BUSY])
+            assert (await settled(one, first.session_id)).text == "won"
+
+
+async def test_b07_the_same_request_racing_in_two_servers_is_one_turn(tmp_path: Path) -> None:
+    """B07: the same request_id racing gives the same turn, across two servers too, and also when it is over."""
+    async with open_house(tmp_path, idle_s=0.1) as one, open_house(tmp_path) as other:
+        first = await run(one, [{"text": "first"}])
+        with anyio.fail_after(20):
+            while (await one.get(ME, first.session_id)).resident:
+                await anyio.sleep(0.05)
+        turns: list[int] = []
+
+        async def ask(registry: object) -> None:
+            turns.append(await say(registry, first.session_id, [{"text": "once"}], request_id="the-same"))  # type: ignore[arg-type]
+
+        async with anyio.create_task_group() as tasks:
+            for registry in (one, other, one, other):
+                tasks.start_soon(ask, registry)
+        assert turns == [2, 2, 2, 2]
+        assert (await settled(one, first.session_id)).text == "once"
+        assert await say(other, first.session_id, [{"text": "again"}], request_id="the-same", budget_usd=0.0001) == 2
+
+
+async def test_old_checkpoints_are_thinned_out_but_not_what_a_fork_hangs_on(tmp_path: Path) -> None:
+    async with open_house(tmp_path, checkpoints_kept=2) as registry:
+        outcome = await run(registry, [bash("echo 1 > file"), {"text": "done"}])
+        taken = [await registry.create_checkpoint(ME, outcome.session_id, str(number)) for number in range(5)]
+        (fork,) = await registry.fork(ME, outcome.session_id, prompt=None, checkpoint_id=taken[1].id, count=1)
+        await registry.janitor.thin_out()
+        left = {checkpoint.checkpoint_id for checkpoint in (await registry.get(ME, outcome.session_id)).checkpoints}
+        assert {checkpoint.id for checkpoint in taken} & left == {taken[index].id for index in (1, 3, 4)}
+        assert outcome.checkpoint_id in left
+        await registry.rewind(ME, outcome.session_id, taken[1].id, dry_run=False, conversation=False)
+        await registry.rewind(ME, fork, taken[1].id, dry_run=False, conversation=False)
