@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import anyio
 import typer
 
+from rookery import policy_commands
 from rookery.configuration import USAGE_ERROR, load_settings
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ app = typer.Typer(
 )
 sessions_app = typer.Typer(no_args_is_help=True, help="Look at sessions, end them, delete old ones.")
 app.add_typer(sessions_app, name="sessions")
+app.add_typer(policy_commands.approvals_app, name="approvals")
+app.add_typer(policy_commands.policy_app, name="policy")
+app.command()(policy_commands.audit)
 
 
 @app.command()

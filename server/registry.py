@@ -430,15 +430,24 @@ class Registry(SessionReader):
         return await self._answering.pending(principal, session_id)
 
     async def answer_approval(
-        self, principal: str, approval_id: str, *, allow: bool, note: str = "", by: str | None = None
+        self,
+        principal: str,
+        approval_id: str,
+        *,
+        allow: bool,
+        note: str = "",
+        by: str | None = None,
+        wake: bool = True,
     ) -> ApprovalRecord:
         """Answer a question, once; a session that sleeps over it is woken and the very call goes on.
+
+        A process that is about to end answers with ``wake=False`` and leaves the waking to a server of the home.
 
         Raises:
             RookeryError: ``approval_not_found``, ``approval_expired``, ``invalid_argument``.
         """
         approval = await self._answering.answer(principal, approval_id, allow=allow, note=note, by=by or principal)
-        if approval.session_id not in self._fleet.actors:
+        if wake and approval.session_id not in self._fleet.actors:
             await self._wake_answered(approval.session_id)
         return approval
 

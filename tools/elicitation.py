@@ -9,11 +9,11 @@ the outcome names the open questions, and list_approvals and answer_approval are
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-import structlog
 from mcp.server.elicitation import AcceptedElicitation, DeclinedElicitation, render_elicitation_schema
 from mcp.server.mcpserver import Context
 from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
@@ -23,7 +23,7 @@ from server.errors import ErrorCode, RookeryError
 from server.models import PendingApproval
 from tools.backend import Registry
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 MAX_ROUNDS: Final = 8
 """Rounds of questions in one call of 2026-07-28; clients give up at ten."""
@@ -125,7 +125,7 @@ class Elicitation:
             action, permission = await self.push(question(approval))
             await self._answer(approval.approval_id, action, permission)
         except Exception as error:  # whatever the client did, the question stays open for answer_approval
-            log.info("a question to the client was not answered", error=f"{type(error).__name__}: {error}"[:200])
+            log.info("a question to the client was not answered: %s", type(error).__name__)
 
     def return_questions(self, approvals: Iterable[PendingApproval], turns: Mapping[str, int]) -> None:
         """Make the questions the call's result, unless there were too many rounds already.
@@ -165,7 +165,7 @@ class Elicitation:
             if error.code is ErrorCode.STORAGE_UNAVAILABLE:
                 raise
             # Answered elsewhere or expired meanwhile: the outcome tells what became of it.
-            log.info("an answer came too late", approval_id=approval_id, error=str(error))
+            log.info("an answer to %s came too late: %s", approval_id, error.code.value)
 
 
 def question(approval: PendingApproval) -> str:
