@@ -77,7 +77,7 @@ class Outcomes(Record):
 async def spawn_agent(call: Call, arguments: SpawnArguments) -> Outcome:
     """Start a new Claude agent in a sandbox of its own and give it a task.
 
-    The agent has a file system, a shell and no network; it works in /workspace. Answers when the turn has ended, or
+    The agent has a file system, a shell and no network but what its policy names; it works in /workspace. Answers when the turn has ended, or
     after wait_s with state "starting" or "running": the agent then works on, and wait_for_sessions picks it up.
     Spawn several with wait_s=0 to let them work side by side. A failed turn is an outcome with `error`.
     """

@@ -12,7 +12,7 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-GATHER_S: Final = 1.0
+GATHER_S: Final = 0.5
 """Decisions that lie so close together become one notice."""
 
 MAX_NOTICES: Final = 100

@@ -43,6 +43,14 @@ def test_the_argument_list_is_as_reviewed() -> None:
     assert as_lines(words) == SNAPSHOT.read_text()
 
 
+def test_a_sandbox_with_an_outlet_differs_only_in_that_it_waits_for_it() -> None:
+    plain = bubblewrap_options(SOURCES, DEBIAN, Limits(), {})
+    waiting = bubblewrap_options(SOURCES, DEBIAN, Limits(), {}, waits=True)
+    at = waiting.index("--block-fd")
+    assert waiting[at : at + 2] == ["--block-fd", "9"]
+    assert waiting[:at] + waiting[at + 2 :] == plain
+
+
 def test_the_command_is_as_reviewed() -> None:
     command = inner_command([CLI, "--version"], processes=64)
     assert command == [
