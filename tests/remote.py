@@ -1,0 +1,116 @@
+"""A house in a process of its own, driven from here and killed like a real one."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+
+from server.errors import RookeryError
+from server.models import Outcome
+from server.registry import Registry
+from tests.house import ME, open_house, say, settled, spawn
+
+ANSWER_S: Final = 90.0
+_FORKS: Final = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.remote"])
+
+
+class RemoteHouse:
+    """Calls of a registry, carried out in another process."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._start()
+
+    def _start(self) -> None:
+        self._connection, theirs = _FORKS.Pipe()
+        self._process = _FORKS.Process(target=_serve, args=(str(self._home), theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, call: str, *arguments: Any) -> Any:
+        """Carry out one of :data:`CALLS`; its result, or the code of the error that it raised.
+
+        Raises:
+            AssertionError: no answer came in time.
+        """
+        self._connection.send((call, arguments))
+        assert self._connection.poll(ANSWER_S), f"no answer to {call}"
+        return self._connection.recv()
+
+    def crash(self) -> None:
+        """Kill it, and start another in the same home."""
+        self.kill()
+        self._start()
+
+    def kill(self) -> None:
+        """Kill it."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+async def _begin(registry: Registry, steps: list[dict[str, Any]]) -> str:
+    return await spawn(registry, steps)
+
+
+async def _go_on(registry: Registry, session_id: str, steps: list[dict[str, Any]]) -> int:
+    return await say(registry, session_id, steps)
+
+
+async def _fork(registry: Registry, session_id: str) -> str:
+    (fork,) = await registry.fork(ME, session_id, prompt=None, checkpoint_id=None, count=1)
+    return fork
+
+
+async def _rewind(registry: Registry, session_id: str, checkpoint_id: str, conversation: bool) -> None:
+    await registry.rewind(ME, session_id, checkpoint_id, dry_run=False, conversation=conversation)
+
+
+async def _interrupt(registry: Registry, session_id: str) -> None:
+    await registry.interrupt(ME, session_id)
+
+
+async def _end(registry: Registry, session_id: str) -> None:
+    await registry.end(ME, session_id, delete=False)
+
+
+async def _outcome(registry: Registry, session_id: str) -> Outcome:
+    return await registry.outcome(ME, session_id)
+
+
+async def _settled(registry: Registry, session_id: str) -> Outcome:
+    return await settled(registry, session_id)
+
+
+CALLS: Final[dict[str, Callable[..., Awaitable[Any]]]] = {
+    "spawn": _begin,
+    "continue": _go_on,
+    "fork": _fork,
+    "rewind": _rewind,
+    "interrupt": _interrupt,
+    "end": _end,
+    "outcome": _outcome,
+    "settled": _settled,
+}
+
+
+def _serve(home: str, connection: Connection) -> None:
+    anyio.run(_serve_calls, Path(home), connection)
+
+
+async def _serve_calls(home: Path, connection: Connection) -> None:
+    async with open_house(home) as registry:
+        while True:
+            call, arguments = await anyio.to_thread.run_sync(connection.recv)
+            try:
+                result = await CALLS[call](registry, *arguments)
+            except RookeryError as error:
+                result = error.code
+            connection.send(result)
