@@ -24,10 +24,14 @@ if TYPE_CHECKING:
 MAX_SCRIPT: Final = 100_000
 """Longest script in bytes. A longer text belongs into a file."""
 
+MAX_UNITS: Final = 8000
+"""Most words and operators, counted everywhere, in quotes and here-documents too. The grammar's recovery from an error
+takes more than quadratic time in them and cannot be stopped at its end: 16,000 cost seconds, 8,000 half a second."""
+
 MAX_PARSER_STEPS: Final = 6000
 MAX_PARSER_READS: Final = 20_000
-"""Budgets of one parse, in the parser's progress reports and in chunks read: error recovery takes quadratic time in
-the first, the grammar's look-ahead in the second. Real scripts of 100 kB take up to 2,600 and 3,000."""
+"""Budgets of one parse, in the parser's progress reports and in chunks read, both of which bad input can multiply.
+Real scripts take up to 2,600 and 3,000."""
 
 CHUNK: Final = 256
 """Bytes handed to the parser at a time: it may ask for the same ones again and again."""
@@ -133,6 +137,7 @@ _WRITING: Final = frozenset({">", ">>", ">|", "&>", "&>>", ">&", "<>"})
 _READING: Final = frozenset({"<", "<>"})
 _WORD_GAP: Final = re.compile(rb"(?:[ \t]|\\\n)*[ \t](?:[ \t]|\\\n)*")
 _LOOSE_GAP: Final = re.compile(rb"(?:[ \t\n]|\\\n(?=[ \t\n]))*")
+_UNIT: Final = re.compile(rb"[A-Za-z0-9_./\x80-\xff-]+|[^\sA-Za-z0-9_./\x80-\xff-]")
 _JOINED_LINES: Final = re.compile(rb"[^ \t\n]\\\n[^ \t\n]")
 _TIGHT_GAP: Final = re.compile(rb"[ \t]*")
 _DELIMITER: Final = re.compile(r"""(['"]?)([A-Za-z_][A-Za-z0-9_]*)\1""")
@@ -183,7 +188,9 @@ def read_script(text: str) -> Script:
     """
     source = text.encode("utf-8", "surrogatepass")
     if len(source) > MAX_SCRIPT:
-        raise BrokenScriptError(f"the command is longer than {MAX_SCRIPT:,} bytes: put the text into a file")
+        raise BrokenScriptError(f"the command is longer than {MAX_SCRIPT:,} bytes: put the text into a file with Write")
+    if sum(1 for _ in itertools.islice(_UNIT.finditer(source), MAX_UNITS + 1)) > MAX_UNITS:
+        raise BrokenScriptError("the command has too many words and operators: put the text into a file with Write")
     return _Reader(source).read(_parse(source))
 
 
