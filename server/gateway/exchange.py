@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import anyio.lowlevel
 import structlog
 
 from server.gateway.account import Account
@@ -184,7 +185,9 @@ class Exchange:
             if before:
                 await self._reply.chunk(chunk[:before])
             if before < len(chunk):
-                # The ledger knows before the agent does: a turn's costs are complete when the turn is.
+                # What came before leaves now; the end only when the ledger knows of it: then a turn's costs are
+                # complete when the turn is.
+                await anyio.lowlevel.checkpoint()
                 await self._account.settle()
                 await self._reply.chunk(chunk[before:])
         if meter is not None and not meter.ended:
