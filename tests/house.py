@@ -31,7 +31,7 @@ def settings_for(home: Path, **overrides: Any) -> Settings:
 
 
 @asynccontextmanager
-async def open_house(home: Path, *, egress: EgressOptions | None = None, **overrides: Any) -> AsyncIterator[Registry]:
+async def open_house(home: Path, egress: EgressOptions | None = None, /, **overrides: Any) -> AsyncIterator[Registry]:
     """A registry that serves, and everything below it; ``egress`` says where names of the network lead."""
     async with open_registry(settings_for(home, **overrides), egress=egress) as registry:
         yield registry

@@ -180,7 +180,7 @@ async def test_an_agent_reaches_what_its_policy_names_and_the_session_tells_of_i
     command = "curl -sS http://good.example.com/; curl -sS http://evil.example.com/; curl -sS https://evil.example.com"
     async with serving(hello) as port:
         network = stand_ins({"good.example.com": port, "evil.example.com": port})
-        async with open_house(tmp_path / "home", policy_dir=policies, egress=network) as registry:
+        async with open_house(tmp_path / "home", network, policy_dir=policies) as registry:
             outcome = await run(registry, [bash(command), {"reply_with": "last_tool_result"}], policy="net")
             assert "hello from outside" in outcome.text
             assert "the policy does not allow it" in outcome.text
@@ -205,7 +205,7 @@ async def test_a_warm_agent_with_a_network_obeys_the_policy_of_the_session_that_
     steps = [bash("curl -sS http://good.example.com/"), {"reply_with": "last_tool_result"}]
     async with serving(hello) as port:
         network = stand_ins({"good.example.com": port})
-        async with open_house(tmp_path / "home", policy_dir=policies, policy="net", warm=1, egress=network) as registry:
+        async with open_house(tmp_path / "home", network, policy_dir=policies, policy="net", warm=1) as registry:
             with anyio.fail_after(60):
                 while len(list((tmp_path / "home" / "sandboxes").iterdir())) < 1:
                     await anyio.sleep(0.05)

@@ -22,7 +22,7 @@ URL = f"https://{HOST}/team/project.git"
 
 
 @asynccontextmanager
-async def house_with_git(tmp_path: Path, **overrides: object) -> AsyncIterator[tuple[Registry, list[str]]]:
+async def house_with_git(tmp_path: Path) -> AsyncIterator[tuple[Registry, list[str]]]:
     """A house whose operator allows one git host, which has one project; the ids of its commits."""
     commits = make_repository(
         tmp_path / "repositories",
@@ -35,7 +35,7 @@ async def house_with_git(tmp_path: Path, **overrides: object) -> AsyncIterator[t
     authority = Authority()
     async with serving(git_host(tmp_path / "repositories"), authority.server_context(HOST)) as port:
         network = EgressOptions(stand_ins({}).lookup, loopback={HOST: port}, trust=authority.pem)
-        async with open_house(tmp_path / "home", egress=network, git_hosts=(HOST,), **overrides) as registry:
+        async with open_house(tmp_path / "home", network, git_hosts=(HOST,)) as registry:
             yield registry, commits
 
 
@@ -88,7 +88,7 @@ async def test_x11_an_allowed_git_host_that_leads_to_a_private_address_is_not_re
     async def private(host: str, port: int) -> list[str]:
         return ["10.0.0.7"]
 
-    async with open_house(tmp_path, egress=EgressOptions(private), git_hosts=(HOST,)) as registry:
+    async with open_house(tmp_path, EgressOptions(private), git_hosts=(HOST,)) as registry:
         with pytest.raises(RookeryError, match="403"):
             await run(registry, "hello", workspace={"git": URL})
 
