@@ -437,7 +437,7 @@ async def test_g02_a_body_that_comes_too_slowly_is_refused(monkeypatch: pytest.M
 
 async def test_g02_a_connection_without_a_request_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row G02: slow-loris in the head."""
-    monkeypatch.setattr("server.gateway.listener.HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("server.gateway.connections.HEAD_TIMEOUT_S", 0.05)
     async with gateway_before(replies(200, ANSWER)) as (house, _):
         assert await raw(house.socket, b"POST /v1/messages HTTP/1.1\r\nHost: ga") == b""
 
@@ -453,7 +453,7 @@ async def test_g02_a_giant_head_is_refused(head: str) -> None:
 
 async def test_g02_one_sandbox_cannot_use_up_the_connections_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row G02: a flood of connections."""
-    monkeypatch.setattr("server.gateway.listener.MAX_CONNECTIONS", 5)
+    monkeypatch.setattr("server.gateway.connections.MAX_CONNECTIONS", 5)
     script = (
         "import socket, sys\n"
         "clients = [socket.socket(socket.AF_UNIX) for _ in range(40)]\n"

@@ -216,7 +216,7 @@ class Scenario(BaseModel):
         return scenario
 
 
-def prompt_with(steps: Sequence[dict[str, Any]], text: str = "") -> str:
+def prompt_with(steps: Sequence[Any], text: str = "") -> str:
     """A prompt that carries its scenario.
 
     Args:
