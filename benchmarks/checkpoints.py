@@ -138,6 +138,7 @@ async def checkpoint_and_rewind(base: Path, samples: int) -> list[dict[str, obje
         start = time.perf_counter()
         git(repository, tree, "checkout", "-q", "--", ".")
         bench.add("git checkout all", start)
+
     for number in range(samples):
         files = numbers.sample(everything, CHANGED)
         # Git leaves other times of modification behind, which a rewind would set right as well: not our work here.
