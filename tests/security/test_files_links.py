@@ -139,6 +139,34 @@ async def test_f05_directories_swapped_for_links_all_the_time_lead_nowhere(desk:
     assert (await desk.engine.take("s", desk.tree)).tree_hash == first.tree_hash, "at rest, all is well again"
 
 
+@pytest.mark.parametrize("name", ["file", "sub"])
+async def test_f05_what_becomes_a_link_between_the_look_and_the_opening_is_not_followed(
+    desk: Desk, secret: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """F05: the check and the use are one call; the swap is made at the worst moment, on purpose."""
+    shell(desk.tree, "echo mine > file; mkdir sub; echo mine > sub/key")
+    original = os.open
+    swapped = False
+
+    def swap_first(path: object, *args: object, **options: object) -> int:
+        nonlocal swapped
+        if path == name and not swapped:
+            swapped = True
+            shell(desk.tree, f"rm -r {name}; ln -s {secret / 'key' if name == 'file' else secret} {name}")
+        return original(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", swap_first)
+    snapshot = await desk.engine.take("s", desk.tree)
+    monkeypatch.undo()
+    assert swapped
+    for path in (desk.home / "objects").glob("[0-9a-f][0-9a-f]/*"):
+        assert b"host" not in path.read_bytes(), "what the host holds never came into the store"
+    again = await desk.engine.take("s", desk.tree)
+    (link,) = [item for item in await desk.engine.listing(again.tree_hash) if item.path == name]
+    assert link.target == os.fspath(secret / "key" if name == "file" else secret)
+    assert snapshot.tree_hash == again.tree_hash or snapshot.skipped, "the first look saw the link, or knew of trouble"
+
+
 async def test_f05_a_directory_moved_away_under_the_reader_is_noticed_on_the_way_back(tmp_path: Path) -> None:
     """F05: going up by ``..`` must not lead where the directory was moved to."""
     inside = tmp_path / "tree"
