@@ -23,7 +23,7 @@ SAMPLE = ("turn begun", "approval waits", "fork filled", "restore", "turn ended"
 @pytest.mark.parametrize("phase", SAMPLE)
 async def test_a_killed_server_leaves_only_the_truth(tmp_path: Path, phase: str) -> None:
     with temporary_directory() as temporary:
-        await crash_and_check(tmp_path / "home", temporary, Promises(), f"sample-{phase}", phase)
+        await crash_and_check(tmp_path / "home", temporary, Promises(), f"sample-{SAMPLE.index(phase)}", phase)
 
 
 def test_the_sample_names_phases_that_there_are() -> None:
