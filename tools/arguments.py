@@ -14,7 +14,6 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 import pydantic_core
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic.json_schema import GenerateJsonSchema
 
 from server.errors import ErrorCode, RookeryError
 
@@ -70,30 +69,6 @@ def parse_arguments(model: type[Arguments], arguments: Mapping[str, Any], *, too
         return model.model_validate_json(document, strict=True)
     except ValidationError as error:
         raise RookeryError(ErrorCode.INVALID_ARGUMENT, _explain(model, error, tool)) from error
-
-
-def input_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON Schema that a tool publishes for its arguments."""
-    return model.model_json_schema(schema_generator=_PlainSchema)
-
-
-def output_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON Schema that a tool publishes for its structured answer."""
-    return model.model_json_schema(mode="serialization", schema_generator=_PlainSchema)
-
-
-class _PlainSchema(GenerateJsonSchema):
-    """Without the generated titles, which repeat each field's name and cost every client tokens."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-    def generate(self, schema: Any, mode: Any = "validation") -> dict[str, Any]:
-        generated = super().generate(schema, mode)
-        for part in (generated, *generated.get("$defs", {}).values()):
-            part.pop("title", None)
-            part.pop("description", None)
-        return generated
 
 
 def _with_decoded_strings(model: type[BaseModel], arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from pydantic import BaseModel
 
 from server.errors import ErrorCode, RookeryError
 from server.models import Record
-from tools.arguments import input_schema, output_schema, parse_arguments
+from tools.arguments import parse_arguments
 from tools.backend import Backend, Registry
 from tools.elicitation import Elicitation, QuestionsPending, elicitation_of
 from tools.errors import as_rookery_error, failure
+from tools.schemas import input_schema, output_schema
 
 Arguments = TypeVar("Arguments", bound=BaseModel)
 Answer = TypeVar("Answer", bound=Record)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import ErrorCode, RookeryError
-from tools.arguments import input_schema, parse_arguments
+from tools.arguments import parse_arguments
+from tools.schemas import input_schema
 from tools.server import TOOLS
 from tools.sessions import ContinueArguments, SpawnArguments, WaitArguments
 

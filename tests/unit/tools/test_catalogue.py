@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from mcp import Client
@@ -108,3 +109,25 @@ async def test_a_registry_that_cannot_start_is_a_typed_error_of_each_call(era: E
             assert (error["code"], error["retryable"]) == ("storage_unavailable", True)
         # What is wrong with the call itself is told even then.
         assert error_of(await client.call_tool("spawn_agent", {}))["code"] == "invalid_argument"
+
+
+async def test_answers_have_plain_schemas_that_are_cheap_to_check(tools: dict[str, Tool]) -> None:
+    """Clients check each answer in pure Python: references and unions would cost more than the call itself."""
+    for tool in tools.values():
+        assert not words_of(tool.output_schema) & {"$ref", "$defs", "anyOf", "default", "format"}, tool.name
+    outcome = tools["spawn_agent"].output_schema
+    assert outcome is not None
+    assert outcome["properties"]["error"]["type"] == ["object", "null"]
+    assert None in outcome["properties"]["stop_reason"]["enum"]
+
+
+def words_of(schema: Any) -> set[str]:
+    """The words of JSON Schema that a schema uses; the names of fields are none."""
+    if isinstance(schema, list):
+        return set().union(*(words_of(part) for part in schema))
+    if not isinstance(schema, dict):
+        return set()
+    found = set(schema)
+    for word, part in schema.items():
+        found |= set().union(*(words_of(its) for its in part.values())) if word == "properties" else words_of(part)
+    return found
