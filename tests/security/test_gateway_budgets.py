@@ -17,9 +17,11 @@ from server.errors import ErrorCode
 from server.gateway import Grant, classify
 from server.gateway.scripted import prompt_with
 from server.gateway.scripted.app import ScriptedApp
-from server.models import NANO_USD, SessionRecord, SessionState, TurnRecord
+from server.models import NANO_USD, SessionRecord, SessionState, StopReason, TurnRecord
 from server.store import Store, open_store
 from tests.gateways import PATIENCE_S, House, gateway_before_scripted, request
+from tests.house import bash, go_on, open_house
+from tests.house import run as run_session
 from tests.integration.test_gateway_cli import run_cli
 
 
@@ -172,3 +174,18 @@ async def test_b01_b05_32_agents_of_one_tree_race_for_a_small_cap_and_never_pass
         assert refusals > 0
         # Output is reserved in full and input was estimated too high here: the cap is never passed at all.
         assert 0.9 * cap < spent <= cap
+
+
+async def test_b03_a_session_over_its_budget_ends_its_turn_so_and_goes_on_with_a_higher_cap(tmp_path: Path) -> None:
+    """Row B03: the whole house."""
+    async with open_house(tmp_path) as registry:
+        steps: list[dict[str, Any]] = [bash("echo kept > file"), {"text": "never said"}]
+        outcome = await run_session(registry, steps, model="claude-sonnet-4-5", budget_usd=0.02)
+        assert outcome.stop_reason is StopReason.BUDGET_EXCEEDED
+        assert outcome.error is not None
+        assert outcome.error.code is ErrorCode.BUDGET_EXCEEDED
+        assert "budget_usd" in outcome.error.message
+        assert outcome.cost.requests == 0
+        steps = [{"usage": {"input_tokens": 10, "output_tokens": 10}}, {"text": "afforded"}]
+        outcome = await go_on(registry, outcome.session_id, steps, budget_usd=3)
+        assert (outcome.stop_reason, outcome.text) == (StopReason.END_TURN, "afforded")

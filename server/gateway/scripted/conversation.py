@@ -90,12 +90,13 @@ def _answers(messages: list[Mapping[str, Any]]) -> tuple[int, int]:
 def prompt_of(message: Mapping[str, Any]) -> str:
     """The user's own words in a message; empty when there are none, as in one that only brings tool results.
 
-    After an interrupt the results of the stopped tools and the next prompt come in one message.
+    After an interrupt the results of the stopped tools and the next prompt come in one message; so do a prompt that
+    got no answer and the next one. The last text is the prompt.
     """
     if message.get("role") != "user":
         return ""
-    texts = (_REMINDER.sub("", text).strip() for text in _texts(message))
-    return "\n".join(text for text in texts if text and not text.startswith(_INJECTED))
+    texts = [_REMINDER.sub("", text).strip() for text in _texts(message)]
+    return next((text for text in reversed(texts) if text and not text.startswith(_INJECTED)), "")
 
 
 def _spoken(messages: list[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

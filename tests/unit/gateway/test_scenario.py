@@ -86,6 +86,18 @@ def test_what_the_cli_says_in_the_users_name_is_no_prompt(injected: str) -> None
     assert (conversation.prompt, conversation.answers) == ("mine", 1)
 
 
+def test_a_prompt_that_got_no_answer_is_not_played_again_with_the_next_one() -> None:
+    both = user(prompt_with([{"tool": "Bash"}, {"text": "never"}]), REMINDER, prompt_with([{"text": "the next"}]))
+    assert words(play(both)) == ["the next"]
+
+
+def test_a_scenario_can_hold_one_for_a_subagent() -> None:
+    inner = prompt_with([{"text": "from below"}])
+    steps = [{"tool": "Agent", "input": {"prompt": inner}}, {"text": "from above"}]
+    assert words(play(user(prompt_with(steps)))) == ["Agent"]
+    assert words(play(user(inner))) == ["from below"]
+
+
 def test_an_error_persists_without_times_and_passes_with_it() -> None:
     prompt = user(prompt_with([{"error": 529}, {"text": "never"}]))
     model = ScriptedModel()
