@@ -77,9 +77,10 @@ class Outcomes(Record):
 async def spawn_agent(call: Call, arguments: SpawnArguments) -> Outcome:
     """Start a new Claude agent in a sandbox of its own and give it a task.
 
-    The agent has a file system, a shell and no network but what its policy names; it works in /workspace. Answers when the turn has ended, or
-    after wait_s with state "starting" or "running": the agent then works on, and wait_for_sessions picks it up.
-    Spawn several with wait_s=0 to let them work side by side. A failed turn is an outcome with `error`.
+    The agent has a file system, a shell and no network but what its policy names; it works in /workspace. Answers
+    when the turn has ended, or after wait_s with state "starting" or "running": the agent then works on, and
+    wait_for_sessions picks it up. Spawn several with wait_s=0 to let them work side by side. A failed turn is an
+    outcome with `error`.
     """
     request = SpawnRequest.model_validate(arguments.model_dump(exclude={"wait_s"}))
     turns = call.attached or {await call.registry.spawn(call.principal, request): 1}
