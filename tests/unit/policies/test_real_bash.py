@@ -99,10 +99,24 @@ def read_or_none(script: str) -> Script | None:
         return None
 
 
+scripts = st.lists(st.sampled_from(PIECES), min_size=1, max_size=9).map(lambda pieces: f"prog {''.join(pieces)}")
+
+
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
-@given(pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=9))
-def test_a_proved_script_runs_exactly_the_words_that_were_read(bench: Bench, pieces: list[str]) -> None:
-    script = f"prog {''.join(pieces)}"
+@given(script=scripts)
+def test_a_proved_script_runs_exactly_the_words_that_were_read(bench: Bench, script: str) -> None:
+    compare(bench, script)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(script=scripts)
+def test_many_proved_scripts_run_exactly_the_words_that_were_read(bench: Bench, script: str) -> None:
+    compare(bench, script)
+
+
+def compare(bench: Bench, script: str) -> None:
+    """Hold the reading of a script, if it is proved, against what bash runs."""
     read = read_or_none(script)
     assume(read is not None and not read.doubts)
     assert read is not None
