@@ -10,14 +10,16 @@ from typing import Final
 from policies import schema
 from policies.calls import parse_call
 from policies.catalogue import MCP_TOOL, NEVER_OFFERED, TOOLS, FieldKind, canonical_name
+from policies.decompose import parts_of
 from policies.errors import PolicyError
 from policies.globs import PathPattern, PatternError, parse_pattern
 from policies.hosts import HostError, HostRule, HostRules, parse_host_pattern
 from policies.layer import Layer, Limits, tool_names
-from policies.parts import PartKind, RefusedError, parts_of
+from policies.matching import Matcher
+from policies.parts import PartKind, RefusedError
 from policies.policy import offerable
 from policies.rewrite import RewriteError, checked_settings
-from policies.rules import Matcher, Rule, ToolNames, UsedTool, When, token_forms
+from policies.rules import Rule, ToolNames, UsedTool, When, token_forms
 from policies.source import Lines
 from policies.types import Effect, Facts, ToolRequest
 

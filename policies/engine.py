@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from policies.catalogue import ALWAYS_ALLOWED, NEVER_OFFERED, canonical_name
+from policies.decompose import parts_of
 from policies.layer import Layer, PartVerdict
-from policies.parts import Part, PartKind, RefusedError, parts_of
+from policies.matching import Matcher
+from policies.parts import Part, PartKind, RefusedError
 from policies.policy import Policy
 from policies.rewrite import apply_settings
-from policies.rules import Matcher, Rule
+from policies.rules import Rule
 from policies.types import Decision, Effect, Facts, MatchedRule, SubRequest, ToolRequest
 
 _FORCED: Final = "dangerouslyDisableSandbox"

@@ -11,9 +11,10 @@ from typing import Any
 
 from policies.engine import evaluate
 from policies.layer import Layer, PartVerdict
+from policies.matching import Matcher
 from policies.parts import Part
 from policies.policy import Policy
-from policies.rules import Matcher, Rule
+from policies.rules import Rule
 from policies.types import Decision, Facts, ToolRequest
 
 

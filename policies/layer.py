@@ -10,9 +10,10 @@ from typing import Any, Final
 from policies.catalogue import TOOLS, canonical_name
 from policies.globs import CompiledPaths, compile_paths
 from policies.hosts import HostRules
+from policies.matching import Matcher
 from policies.parts import Part, PartKind
 from policies.paths import folded
-from policies.rules import READ_TOOLS, WRITE_TOOLS, Matcher, Rule, ToolNames
+from policies.rules import READ_TOOLS, WRITE_TOOLS, Rule, ToolNames
 from policies.types import Effect, Facts
 
 LAYER_NAMES: Final = ("organisation", "profile", "parent", "session")

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from policies.shell import programs
-from policies.shell.syntax import Assignment, BrokenScriptError, Redirect, Script, SimpleCommand, read_script
+from policies.shell.script import Assignment, BrokenScriptError, Redirect, Script, SimpleCommand
+from policies.shell.syntax import read_script
 from policies.shell.words import Word, WordKind
 
 MAX_SCRIPTS: Final = 8

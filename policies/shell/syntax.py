@@ -4,8 +4,7 @@ What the grammar finds is believed only where it can be checked: words are read 
 what lies between two nodes must be blank, a here-document must end where its delimiter says. Everything else is a
 *doubt*, and a script with a doubt is not provable; what it visibly runs is listed all the same, for denials.
 
-Time is bounded before and during the parse: by size, by a budget of parser steps (error recovery of the grammar can
-take quadratic time), by a number of nodes. Nothing here recurses.
+Time is bounded: the parse by :mod:`policies.shell.grammar`, the walk by a number of nodes. Nothing here recurses.
 """
 
 from __future__ import annotations
@@ -13,171 +12,25 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from policies.shell.grammar import parse
+from policies.shell.node_kinds import CONTAINERS, DOUBTS, LOOPS, READING, RESERVED, TOKENS, WORDS, WRITING
+from policies.shell.script import Assignment, BrokenScriptError, Redirect, Script, SimpleCommand
 from policies.shell.words import Word, WordKind, read_word
 
 if TYPE_CHECKING:
-    from tree_sitter import Language, Node
-
-MAX_SCRIPT: Final = 100_000
-"""Longest script in bytes. A longer text belongs into a file."""
-
-MAX_UNITS: Final = 8000
-"""Most words and operators, counted everywhere, in quotes and here-documents too. The grammar's recovery from an error
-takes more than quadratic time in them and cannot be stopped at its end: 16,000 cost seconds, 8,000 half a second."""
-
-MAX_PARSER_STEPS: Final = 6000
-MAX_PARSER_READS: Final = 20_000
-"""Budgets of one parse, in the parser's progress reports and in chunks read, both of which bad input can multiply.
-Real scripts take up to 2,600 and 3,000."""
-
-CHUNK: Final = 256
-"""Bytes handed to the parser at a time: it may ask for the same ones again and again."""
+    from tree_sitter import Node
 
 MAX_NODES: Final = 40_000
 MAX_COMMANDS: Final = 400
 MAX_DEPTH: Final = 200
 
-
-class BrokenScriptError(ValueError):
-    """A script that cannot be read at all: too large, too deep, or not the syntax of a shell."""
-
-
-@dataclass(frozen=True)
-class Redirect:
-    """A redirection to or from a file; duplications of descriptors are not listed."""
-
-    target: Word
-    writes: bool
-    reads: bool
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """``NAME=value``, before a command, alone, or in a declaration."""
-
-    name: str
-    value: Word
-
-
-@dataclass(frozen=True)
-class SimpleCommand:
-    """One command of a script.
-
-    Args:
-        words: program and arguments; empty for a mere assignment or redirection.
-        assignments: its assignments.
-        redirects: its redirections.
-        stdin: text that the script itself feeds it, if known.
-        in_loop: it may run more than once.
-        fed: its standard input comes from the script: a pipe, a here-document, a here-string.
-    """
-
-    words: tuple[Word, ...] = ()
-    assignments: tuple[Assignment, ...] = ()
-    redirects: tuple[Redirect, ...] = ()
-    stdin: str | None = None
-    in_loop: bool = False
-    fed: bool = False
-
-
-@dataclass(frozen=True)
-class Script:
-    """A script taken apart.
-
-    Args:
-        commands: what it visibly runs, in the order of the text.
-        doubts: why it is not provable; empty if it is.
-    """
-
-    commands: tuple[SimpleCommand, ...]
-    doubts: tuple[str, ...]
-
-
-_CONTAINERS: Final = frozenset(
-    {
-        "program",
-        "list",
-        "pipeline",
-        "subshell",
-        "compound_statement",
-        "if_statement",
-        "elif_clause",
-        "else_clause",
-        "while_statement",
-        "for_statement",
-        "do_group",
-        "negated_command",
-        "redirected_statement",
-    }
-)
-_LOOPS: Final = frozenset({"while_statement", "for_statement", "c_style_for_statement", "function_definition"})
-_TOKENS: Final = frozenset(
-    {
-        "&&", "||", ";", "|", "|&", "&", "\n", "(", ")", "{", "}", "!", "if", "then", "elif", "else", "fi", "for",
-        "in", "while", "until", "do", "done",
-    }
-)  # fmt: skip
-_WORDS: Final = frozenset(
-    {
-        "word", "string", "raw_string", "concatenation", "number", "ansi_c_string", "translated_string",
-        "brace_expression", "simple_expansion", "expansion", "command_substitution", "process_substitution",
-        "arithmetic_expansion", "extglob_pattern", "regex",
-    }
-)  # fmt: skip
-_RESERVED: Final = frozenset(
-    {
-        "if", "then", "elif", "else", "fi", "for", "in", "while", "until", "do", "done", "case", "esac", "select",
-        "function", "coproc", "[[", "]]", "{", "}", "!", "noglob", "nocorrect", "repeat", "foreach", "end", "always",
-    }
-)  # fmt: skip
-_WRITING: Final = frozenset({">", ">>", ">|", "&>", "&>>", ">&", "<>"})
-_READING: Final = frozenset({"<", "<>"})
 _WORD_GAP: Final = re.compile(rb"(?:[ \t]|\\\n)*[ \t](?:[ \t]|\\\n)*")
 _LOOSE_GAP: Final = re.compile(rb"(?:[ \t\n]|\\\n(?=[ \t\n]))*")
-_UNIT: Final = re.compile(rb"[A-Za-z0-9_./\x80-\xff-]+|[^\sA-Za-z0-9_./\x80-\xff-]")
 _JOINED_LINES: Final = re.compile(rb"[^ \t\n]\\\n[^ \t\n]")
 _TIGHT_GAP: Final = re.compile(rb"[ \t]*")
 _DELIMITER: Final = re.compile(r"""(['"]?)([A-Za-z_][A-Za-z0-9_]*)\1""")
-
-
-@cache
-def _language() -> Language:
-    # Imported here: the grammar is a native library, and most processes never judge a shell command.
-    import tree_sitter
-    import tree_sitter_bash
-
-    return tree_sitter.Language(tree_sitter_bash.language())
-
-
-def _parse(source: bytes) -> Node:
-    from tree_sitter import Parser
-
-    steps = reads = 0
-
-    def chunk(offset: int, point: object) -> bytes:
-        nonlocal reads
-        reads += 1
-        return source[offset : offset + CHUNK] if reads <= MAX_PARSER_READS else b""
-
-    def stop(offset: int, has_error: bool) -> bool:
-        nonlocal steps
-        steps += 1
-        return steps > MAX_PARSER_STEPS or reads > MAX_PARSER_READS
-
-    # A parser of its own for each call: one that was stopped would go on with the old text at the next. It heeds
-    # a progress callback only when it reads the text by callback too.
-    try:
-        tree = Parser(_language()).parse(chunk, progress_callback=stop)
-    except ValueError:
-        tree = None
-    if tree is None or reads > MAX_PARSER_READS:
-        raise BrokenScriptError("the command takes too long to parse")
-    if tree.root_node.has_error:
-        raise BrokenScriptError("the command is not complete and valid shell syntax")
-    return tree.root_node
 
 
 def read_script(text: str) -> Script:
@@ -187,11 +40,7 @@ def read_script(text: str) -> Script:
         BrokenScriptError: it is too large or too deeply nested, or the grammar cannot read it.
     """
     source = text.encode("utf-8", "surrogatepass")
-    if len(source) > MAX_SCRIPT:
-        raise BrokenScriptError(f"the command is longer than {MAX_SCRIPT:,} bytes: put the text into a file with Write")
-    if sum(1 for _ in itertools.islice(_UNIT.finditer(source), MAX_UNITS + 1)) > MAX_UNITS:
-        raise BrokenScriptError("the command has too many words and operators: put the text into a file with Write")
-    return _Reader(source).read(_parse(source))
+    return _Reader(source).read(parse(source))
 
 
 @dataclass(frozen=True)
@@ -203,7 +52,7 @@ class _Place:
     fed: bool = False
 
     def inside(self, node: Node) -> _Place:
-        return _Place(self.depth + 1, self.in_loop or node.type in _LOOPS, self.fed)
+        return _Place(self.depth + 1, self.in_loop or node.type in LOOPS, self.fed)
 
 
 class _Reader:
@@ -258,12 +107,12 @@ class _Reader:
             self._emit(SimpleCommand(assignments=self._assignments(found, place)), place)
         elif kind == "redirected_statement":
             self._redirected(node, place)
-        elif kind in _CONTAINERS:
+        elif kind in CONTAINERS:
             self._container(node, place)
         elif node.is_named:
             # Whatever else: not proved, but what it holds is looked through for commands.
-            if kind not in _WORDS and kind not in ("variable_name", "special_variable_name", "string_content"):
-                self._doubt(_DOUBTS.get(kind, f"{kind.replace('_', ' ')}"))
+            if kind not in WORDS and kind not in ("variable_name", "special_variable_name", "string_content"):
+                self._doubt(DOUBTS.get(kind, f"{kind.replace('_', ' ')}"))
             self._look_through(node, place)
 
     def _look_through(self, node: Node, place: _Place) -> None:
@@ -283,13 +132,13 @@ class _Reader:
         for index, child in enumerate(node.children):
             if not child.is_named:
                 self._check_token(child)
-                if child.type not in _TOKENS:
-                    self._doubt(_DOUBTS.get(child.type, f"the token {child.type}"))
+                if child.type not in TOKENS:
+                    self._doubt(DOUBTS.get(child.type, f"the token {child.type}"))
             # Behind a here-document its text stands between the nodes; that has a check of its own.
             if not self._heredocs and not _LOOSE_GAP.fullmatch(self._source, end, child.start_byte):
                 self._doubt("text that the grammar skipped")
             end = child.end_byte
-            if node.type == "for_statement" and child.type in _WORDS:
+            if node.type == "for_statement" and child.type in WORDS:
                 self._word(child, inner)
             elif child.is_named and child.type != "variable_name":
                 fed = node.type == "pipeline" and index > 0
@@ -308,7 +157,7 @@ class _Reader:
     def _word(self, node: Node, place: _Place) -> Word:
         word = read_word(self._text(node))
         if word.kind is WordKind.UNKNOWN:
-            self._doubt(_DOUBTS.get(node.type, "a word with an expansion"))
+            self._doubt(DOUBTS.get(node.type, "a word with an expansion"))
         if node.type not in ("word", "raw_string", "number") and node.child_count:
             self._look_through(node, place)
         return word
@@ -364,13 +213,13 @@ class _Reader:
             elif child.type == "herestring_redirect":
                 fed = True
                 stdin = self._herestring(child, place)
-            elif child.type in _WORDS:
+            elif child.type in WORDS:
                 words.append(self._word(child, place))
             else:
-                self._doubt(_DOUBTS.get(child.type, f"{child.type} in a command"))
+                self._doubt(DOUBTS.get(child.type, f"{child.type} in a command"))
                 words.append(Word(self._text(child), WordKind.UNKNOWN))
                 self._look_through(child, place)
-        if words and (not words[0].known or words[0].text in _RESERVED or not words[0].text.isascii()):
+        if words and (not words[0].known or words[0].text in RESERVED or not words[0].text.isascii()):
             self._doubt("a program whose name is not plain")
         return SimpleCommand(tuple(words), self._assignments(assigned, place), tuple(redirects), stdin, fed=fed)
 
@@ -415,7 +264,7 @@ class _Reader:
                 redirects.extend(more_redirects)
                 following.extend(more_nodes)
             else:
-                self._doubt(_DOUBTS.get(child.type, f"{child.type} in a redirection"))
+                self._doubt(DOUBTS.get(child.type, f"{child.type} in a redirection"))
                 self._look_through(child, inner)
         if body.type == "command":
             command = self._simple(body, inner)
@@ -473,9 +322,9 @@ class _Reader:
                 return [], more
             if not re.match(r"[A-Za-z/._~]", target.text):
                 self._doubt("a redirection that bash may read otherwise")
-        if operator not in _WRITING | _READING:
+        if operator not in WRITING | READING:
             self._doubt(f"the redirection {operator}")
-        return [Redirect(target, writes=operator in _WRITING, reads=operator in _READING)], more
+        return [Redirect(target, writes=operator in WRITING, reads=operator in READING)], more
 
     def _herestring(self, node: Node, place: _Place) -> str | None:
         for child in node.children:
@@ -510,7 +359,7 @@ class _Reader:
             elif child.is_named:
                 following.append(child)
                 if child.type not in ("pipeline", "command", "list", "redirected_statement"):
-                    self._doubt(_DOUBTS.get(child.type, f"{child.type} behind a here-document"))
+                    self._doubt(DOUBTS.get(child.type, f"{child.type} behind a here-document"))
             elif child.type not in ("<<", "<<-", "&&", "||", "|", "|&", ";"):
                 self._doubt(f"the token {child.type} behind a here-document")
         if body is not None:
@@ -540,21 +389,3 @@ class _Reader:
                 return self._source[newline + 1 : position].decode("utf-8", "replace") if agreed else None
             position += len(line) + 1
         return None
-
-
-_DOUBTS: Final = {
-    "command_substitution": "a command substitution",
-    "process_substitution": "a process substitution",
-    "expansion": "an expansion",
-    "simple_expansion": "a variable",
-    "arithmetic_expansion": "an arithmetic expansion",
-    "brace_expression": "a brace expansion",
-    "ansi_c_string": "a $'...' string",
-    "function_definition": "a function definition",
-    "case_statement": "a case statement",
-    "test_command": "a test",
-    "c_style_for_statement": "a C-style loop",
-    "select": "a select loop",
-    "((": "arithmetic",
-    ";;": "the token ;;",
-}

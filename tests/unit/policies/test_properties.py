@@ -13,7 +13,8 @@ from policies import Effect, Facts, Policy, ToolRequest, combine, decide, load_p
 from policies.catalogue import TOOLS
 from policies.explain import explain
 from policies.shell.invocations import unwrap
-from policies.shell.syntax import BrokenScriptError, read_script
+from policies.shell.script import BrokenScriptError
+from policies.shell.syntax import read_script
 from policies.shell.words import WordKind, read_word
 from tests.unit.policies.strategies import policies, requests
 
@@ -74,8 +75,9 @@ def test_an_explanation_shows_the_decision_itself(policy: Policy, request: ToolR
 @FAST
 @given(policy=policies(), request=requests())
 def test_the_rules_that_an_index_leaves_out_are_those_that_cannot_match(policy: Policy, request: ToolRequest) -> None:
-    from policies.parts import RefusedError, parts_of
-    from policies.rules import Matcher
+    from policies.decompose import parts_of
+    from policies.matching import Matcher
+    from policies.parts import RefusedError
 
     try:
         parts = parts_of(request, FACTS)

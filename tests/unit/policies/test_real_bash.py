@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from policies.shell.syntax import BrokenScriptError, Script, read_script
+from policies.shell.script import BrokenScriptError, Script
+from policies.shell.syntax import read_script
 
 PROGRAMS = ("prog", "tool", "x1")
 RECORDER = """#!/bin/sh
