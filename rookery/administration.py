@@ -40,8 +40,7 @@ async def run(settings: Settings, command: Command) -> int:
     """Run a command over the home's registry; the exit code. A typed error becomes one line on stderr."""
     code = 0
     try:
-        # Nothing is kept warm: the command is over in a moment.
-        async with open_registry(settings.model_copy(update={"warm": 0})) as registry:
+        async with open_registry(settings, visiting=True) as registry:
             await command(registry, Console())
     except* RookeryError as errors:
         error = first_error(errors)

@@ -11,8 +11,8 @@ from server.budgets import caps_of
 from server.checkpoints import Checkpoints, ObjectStore
 from server.clock import SYSTEM_CLOCK, Clock
 from server.concurrency import background_tasks
-from server.errors import ErrorCode, RookeryError
 from server.egress import EgressOptions, EgressProxy
+from server.errors import ErrorCode, RookeryError
 from server.gateway import Gateway, Upstream, anthropic_upstream, price_book
 from server.leases import Leases
 from server.registry import Registry
@@ -24,7 +24,11 @@ from server.store import open_store
 
 @asynccontextmanager
 async def open_registry(
-    settings: Settings, *, clock: Clock = SYSTEM_CLOCK, egress: EgressOptions | None = None
+    settings: Settings,
+    *,
+    clock: Clock = SYSTEM_CLOCK,
+    egress: EgressOptions | None = None,
+    visiting: bool = False,
 ) -> AsyncIterator[Registry]:
     """Everything that a server process is made of, for as long as it serves.
 
@@ -32,6 +36,7 @@ async def open_registry(
         settings: its settings.
         clock: time, ids and randomness.
         egress: how the network is reached; given by tests only.
+        visiting: whether this is a command that is over in a moment, and begins nothing by itself.
 
     On leaving, agents are interrupted and their transcripts flushed, then the gateway settles its last requests, then
     the store closes.
@@ -61,7 +66,7 @@ async def open_registry(
             clock=clock,
             server_id=server_id,
         )
-        yield await stack.enter_async_context(open_sessions(services, leases))
+        yield await stack.enter_async_context(open_sessions(services, leases, visiting=visiting))
 
 
 def prepare_home(home: Path) -> None:

@@ -46,7 +46,11 @@ def launch_options(session: SessionRecord, policy: Policy, default_model: str | 
 
 @dataclass
 class LiveAgent:
-    """A started agent with all that belongs to it: what an actor owns, or a warm pool until then."""
+    """An agent with all that belongs to it: what an actor owns, or a warm pool until then.
+
+    It is started by entering ``agent`` into ``closing``. Who takes it for a session sets its gate and grant up before
+    that: an agent that takes a deferred call up again asks for it as soon as it runs.
+    """
 
     session_id: str
     sandbox: Sandbox
@@ -59,42 +63,37 @@ class LiveAgent:
     """Ends the agent, revokes its grant and stops its sandbox, in this order."""
 
 
-async def start_fresh(
+def prepare_fresh(
     services: Services, session_id: str, sandbox: Sandbox, options: LaunchOptions, stack: AsyncExitStack
 ) -> LiveAgent:
-    """Start an agent that has no conversation yet. It denies every tool call until its gate gets an authority.
+    """An agent that has no conversation yet. It denies every tool call until its gate gets an authority.
 
     Args:
         session_id: the session that it is, or will be, for.
         sandbox: where it runs.
         options: what it is started with.
         stack: gets what ends it again.
-
-    Raises:
-        RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
-        claude_agent_sdk.ClaudeSDKError, TimeoutError: the CLI did not come up.
     """
-    return await _start(services, session_id, sandbox, options, {}, stack, resume=False)
+    return _prepare(services, session_id, sandbox, options, {}, stack, resume=False)
 
 
-async def start_again(
+async def prepare_again(
     services: Services, session: SessionRecord, sandbox: Sandbox, options: LaunchOptions, stack: AsyncExitStack
 ) -> LiveAgent:
-    """Start the agent of a session, with the conversation that the store has of it.
+    """The agent of a session, with the conversation that the store has of it.
 
     Raises:
-        RookeryError: ``sandbox_unavailable``, ``sandbox_lost``, ``storage_unavailable``.
-        claude_agent_sdk.ClaudeSDKError, TimeoutError: the CLI did not come up.
+        RookeryError: ``storage_unavailable``.
     """
     cuts = session.transcript_cuts
     main = await services.store.transcript_prefix(session.id, cuts=cuts)
     if not any(entry.get("type") in CONVERSATION for entry in main):
-        return await start_fresh(services, session.id, sandbox, options, stack)
+        return prepare_fresh(services, session.id, sandbox, options, stack)
     files = transcript_files(session.id, main, await services.store.subagent_transcripts(session.id, cuts=cuts))
-    return await _start(services, session.id, sandbox, options, files, stack, resume=True)
+    return _prepare(services, session.id, sandbox, options, files, stack, resume=True)
 
 
-async def _start(
+def _prepare(
     services: Services,
     session_id: str,
     sandbox: Sandbox,
@@ -123,7 +122,6 @@ async def _start(
         gate=gate,
         outlet=outlet,
     )
-    await stack.enter_async_context(agent)
     return LiveAgent(session_id, sandbox, grant, gate, outlet, agent, stack)
 
 

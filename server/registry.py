@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -504,8 +505,18 @@ class Registry(SessionReader):
 
     # --- life -------------------------------------------------------------------------------------------------
 
-    async def serve(self) -> None:
-        """Heartbeats, commands from other processes, the janitor's rounds; until cancelled."""
+    async def serve(self, *, visiting: bool) -> None:
+        """Heartbeats, commands from other processes, the janitor's rounds; until cancelled.
+
+        A visitor, such as a command that is over in a moment, does what it is asked and begins nothing by itself: it
+        would wake an agent only to interrupt it.
+        """
+        if visiting:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._heartbeat)
+                tasks.start_soon(self._forwarding.serve)
+                tasks.start_soon(self._services.audit.serve)
+            return
         default = self._services.policy(None)
         self._fleet.pool.want(
             LaunchOptions(
@@ -547,8 +558,11 @@ class Registry(SessionReader):
 
 
 @asynccontextmanager
-async def open_registry(services: Services, leases: Leases) -> AsyncIterator[Registry]:
+async def open_registry(services: Services, leases: Leases, *, visiting: bool = False) -> AsyncIterator[Registry]:
     """The registry of one server process, for as long as it serves; its lease is held by the caller.
+
+    Args:
+        visiting: see :meth:`Registry.serve`.
 
     Raises:
         RookeryError: ``storage_unavailable``; ``invalid_argument``: a policy or a hook is broken.
@@ -559,7 +573,7 @@ async def open_registry(services: Services, leases: Leases) -> AsyncIterator[Reg
         async with background_tasks() as tasks:
             registry = Registry(services, leases, tasks)
             await registry.janitor.reconcile()
-            tasks.start_soon(registry.serve)
+            tasks.start_soon(partial(registry.serve, visiting=visiting))
             try:
                 yield registry
             finally:

@@ -25,7 +25,7 @@ from server.errors import ErrorCode, RookeryError
 from server.gateway import Grant, classify
 from server.hooks import Stop, Subject
 from server.inbox import AgentLeft, AgentSaid, GoAway, Interrupt, Item, Leave, OpenTurn, StartTurn
-from server.launching import LiveAgent, adopt_sandbox, launch_options, open_sandbox, start_again
+from server.launching import LiveAgent, adopt_sandbox, launch_options, open_sandbox, prepare_again
 from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.policy_book import tightest
 from server.sandboxes.base import Sandbox
@@ -192,9 +192,17 @@ class SessionActor:
 
         async with background_tasks() as beside:
             beside.start_soon(checkpoint)
-            beside.start_soon(self._authority.restore)
-            live = await self._live_agent(sandbox, stack)
+            live = await self._prepared(sandbox, stack)
+            await self._authority.restore()
+            self._take_over(live)
+            if not live.agent.alive:
+                await stack.enter_async_context(live.agent)
             await checkpointed.wait()
+        if self.session.state is not SessionState.STARTING:
+            await self._services.store.update_session(self.session.id, resident=True)
+
+    def _take_over(self, live: LiveAgent) -> None:
+        """Make an agent this session's, before it runs: one that resumes asks for its deferred call at once."""
         session = self.session
         live.grant.server_tools = self._policy.server_tools
         live.grant.bind(session_id=session.id, root_id=session.root_id, principal=session.principal)
@@ -203,8 +211,8 @@ class SessionActor:
             live.outlet.allow(self._policy.egress, self._tell)
         self._outlet = live.outlet
         self._grant, self._agent = live.grant, live.agent
-        if session.state is not SessionState.STARTING:
-            await self._services.store.update_session(session.id, resident=True)
+        if self._turn is not None:
+            self._arm(self._turn)
 
     async def _tell(self, text: str) -> None:
         """Write a notice into the session's log; one that cannot be written is lost, for it is in the server's too."""
@@ -227,15 +235,15 @@ class SessionActor:
         finally:
             self.placed.set()
 
-    async def _live_agent(self, sandbox: Sandbox, stack: AsyncExitStack) -> LiveAgent:
-        """The warm agent, if the session got one that lives; else one that is started now."""
+    async def _prepared(self, sandbox: Sandbox, stack: AsyncExitStack) -> LiveAgent:
+        """The warm agent, if the session got one that lives; else one that is to be started."""
         warm, self._warm = self._warm, None
         if warm is not None:
             await stack.enter_async_context(warm.closing)
             if warm.agent.alive:
                 return warm
         options = launch_options(self.session, self._policy, self._services.settings.model)
-        return await start_again(self._services, self.session, sandbox, options, stack)
+        return await prepare_again(self._services, self.session, sandbox, options, stack)
 
     async def _listen(self, agent: Agent) -> None:
         """Forward what the agent says until it is gone."""
@@ -258,6 +266,7 @@ class SessionActor:
             case StartTurn(turn):
                 self._turn = OpenTurn(turn)
                 await self._checkpoint_start()
+                self._arm(self._turn)
                 await self._begin()
             case Interrupt():
                 await self._stop_turn(interrupted=True)
@@ -336,7 +345,6 @@ class SessionActor:
         turn, agent = self._turn, self._agent
         if turn is None or agent is None:
             return
-        self._arm(turn)
         if self.session.state is SessionState.STARTING:
             self.session = await self._services.store.move(self.session.id, SessionState.RUNNING, resident=True)
         if turn.interrupted:

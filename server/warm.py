@@ -19,7 +19,7 @@ from claude_agent_sdk import ClaudeSDKError
 
 from server.agent.launch import LaunchOptions
 from server.errors import RookeryError
-from server.launching import LiveAgent, start_fresh
+from server.launching import LiveAgent, prepare_fresh
 from server.sandboxes.base import Sandbox, SandboxSpec
 from server.services import Services
 
@@ -124,7 +124,9 @@ class WarmPool:
         sandbox: Sandbox | None = None
         try:
             sandbox = await services.provider.create(spec)
-            yield await start_fresh(services, session_id, sandbox, options, stack)
+            live = prepare_fresh(services, session_id, sandbox, options, stack)
+            await stack.enter_async_context(live.agent)
+            yield live
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await stack.aclose()
