@@ -1,5 +1,12 @@
 """Checkpoints against git and cp, side by side in one run, as ratios of medians.
 
+A rewind does what git does and more: it also keeps the present state for undoing, with all that git ignores. It is
+compared twice, each time with the git command that is told as much as it is:
+
+* ``git checkout -- .`` has to find out by itself what changed, as a rewind of a live session has to.
+* ``git checkout COMMIT -- FILES`` is told the files and looks at nothing else; so is a rewind of a session that is
+  hibernated, whose files nobody can have changed since its last checkpoint (``known_as``).
+
 Run: ``python benchmarks/checkpoints.py [--samples 9] [--directory DIR]``. The directory should lie on the file system
 that Rookery's home will be on, and outside of temporary memory. Samples of both sides alternate, so that a busy machine
 slows both; targets never share a directory, and nothing is deleted before the end (ext4 makes new files slowly for a
@@ -117,6 +124,14 @@ async def checkpoint_and_rewind(base: Path, samples: int) -> list[dict[str, obje
         start = time.perf_counter()
         restored = await engine.restore("tree", tree, first.tree_hash)
         bench.add("restore", start)
+        assert restored.exact
+        assert restored.written == len(files), restored.written
+        change(files, stamp + "again")
+        snapshot = await engine.take("tree", tree)
+        start = time.perf_counter()
+        restored = await engine.restore("tree", tree, first.tree_hash, known_as=snapshot.tree_hash)
+        bench.add("restore known", start)
+        assert restored.exact
         assert restored.written == len(files), restored.written
 
     def theirs(stamp: str, files: list[Path]) -> None:
@@ -149,9 +164,10 @@ async def checkpoint_and_rewind(base: Path, samples: int) -> list[dict[str, obje
     return [
         bench.report("first checkpoint : first git add and commit", "first", "git first", None),
         bench.report("checkpoint of 10 changed in 20,000 : git add, commit", "take", "git commit", 1.5),
-        bench.report("rewind of the 10 : git checkout COMMIT -- FILES", "restore", "git checkout paths", 1.5),
+        bench.report("rewind of the 10 : git checkout -- .", "restore", "git checkout all", 1.5),
+        bench.report("rewind, hibernated : git checkout COMMIT -- FILES", "restore known", "git checkout paths", 1.5),
         bench.report("rewind of the 10 : git checkout COMMIT", "restore", "git checkout commit", None),
-        bench.report("rewind of the 10 : git checkout -- .", "restore", "git checkout all", None),
+        bench.report("rewind of the 10 : git checkout COMMIT -- FILES", "restore", "git checkout paths", None),
     ]
 
 

@@ -123,13 +123,13 @@ class Checkpoints:
             RookeryError: as :meth:`take`.
         """
         with self._keyed.locked(key):
-            before, node = await self._run(
+            before, index = await self._run(
                 functools.partial(rewind.prepare, self._keyed, key, tree, tree_hash, known_as)
             )
             if on_present is not None:
                 await on_present(before)
             return await self._run(
-                lambda stop: rewind.Rewind(self._keyed, key, tree, owner, before, node, stop).run(tree_hash)
+                lambda stop: rewind.Rewind(self._keyed, key, tree, owner, before, index, stop).run(tree_hash)
             )
 
     async def materialise(

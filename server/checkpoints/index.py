@@ -131,23 +131,13 @@ def save_recent(path: Path, trees: tuple[bytes, ...]) -> None:
     replace_file(path, b"".join(trees[:RECENT]))
 
 
-def replace_file(path: Path, data: bytes, *, flush: bool = False) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Put a file of ours in place of another, at once or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            if flush:
-                file.flush()
-                os.fsync(file.fileno())
+        temporary.write_bytes(data)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    if flush:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

@@ -70,34 +70,45 @@ class KeyedTrees:
         finally:
             os.close(fd)
 
-    def take(self, key: str, tree: Path, stop: Stop, touched: Touched | None = None) -> tuple[Snapshot, Node]:
+    def take(
+        self,
+        key: str,
+        tree: Path,
+        stop: Stop,
+        *,
+        known: Index | None = None,
+        touched: Touched | None = None,
+        save: bool = True,
+    ) -> tuple[Snapshot, Index]:
         """Snapshot a tree; its key is held by the caller.
 
         Args:
-            touched: the only directories that can differ from what the index knows; None: any.
+            known: what to build on, if not the index as it was saved.
+            touched: the only directories that can differ from what is known; None: any.
+            save: whether to keep the new index. An old one stays right, it only makes the next snapshot dearer.
         """
-        with self.objects.shared(stop), self.objects.batch() as batch:
+        batch = self.objects.batch()
+        with self.objects.shared(stop):
             previous = self._previous(key)
-            use_index = True
             for attempt in range(ATTEMPTS):
-                old = self.index(key) if use_index else None
+                old = known if known is not None else self.index(key) if attempt < ATTEMPTS - 1 else None
                 try:
                     scan = Scan(self.trees, batch, self._limits, old, stop, touched=touched)
-                    node, device, inode = scan.read(open_tree(tree))
+                    index = scan.read(open_tree(tree))
                     break
                 except TreeMovedError:
                     if attempt == ATTEMPTS - 1:
                         raise
                 except DamagedStoreError:
-                    # Parts of the tree that the index builds on are gone: read everything afresh.
+                    # Parts of the tree that the index builds on are gone: the last attempt reads everything afresh.
                     if old is None:
                         raise
-                    use_index = False
-            batch.flush()
-            changed = sum(1 for _ in differences(self.trees, previous, node.digest, stop))
-            self.saw(key, node.digest)
-            self.save_index(key, Index(device, inode, node))
-        return self.snapshot(node, changed, stop), node
+                known = touched = None
+            changed = sum(1 for _ in differences(self.trees, previous, index.root.digest, stop))
+            self.saw(key, index.root.digest)
+            if save:
+                self.save_index(key, index)
+        return self.snapshot(index.root, changed, stop), index
 
     def snapshot(self, node: Node, changed: int, stop: Stop) -> Snapshot:
         skipped = self.trees.skipped(node.digest, stop) if node.skipped else ()
@@ -123,9 +134,9 @@ class KeyedTrees:
             tree_index.save_recent(path, (digest, *(tree for tree in recent if tree != digest)))
 
     def begin(self, key: str, tree_hash: str, before: str, staging: str) -> None:
-        """Write the journal of a restore, on the disk before anything changes."""
+        """Write the journal of a restore, before anything changes."""
         journal = {"tree_hash": tree_hash, "before": before, "staging": staging}
-        tree_index.replace_file(self._file(key, "restore"), json.dumps(journal).encode(), flush=True)
+        tree_index.replace_file(self._file(key, "restore"), json.dumps(journal).encode())
 
     def end(self, key: str) -> None:
         """Remove the journal: the restore is complete, or has changed nothing."""

@@ -29,7 +29,7 @@ _log = structlog.get_logger(__name__)
 
 def prepare(
     keyed: KeyedTrees, key: str, tree: Path, tree_hash: str, known_as: str | None, stop: Stop
-) -> tuple[Snapshot, Node]:
+) -> tuple[Snapshot, Index]:
     """Snapshot the present before a restore, once what a crashed one left behind is gone. The key is held.
 
     Args:
@@ -44,11 +44,11 @@ def prepare(
         index = keyed.index(key)
         found = tree.lstat()
         if index is not None and (index.device, index.inode) == (found.st_dev, found.st_ino):
-            node = index.root
-            if node.digest.hex() == known_as:
-                keyed.saw(key, node.digest)
-                return keyed.snapshot(node, 0, stop), node
-    return keyed.take(key, tree, stop)
+            digest = index.root.digest
+            if digest.hex() == known_as:
+                keyed.saw(key, digest)
+                return keyed.snapshot(index.root, 0, stop), index
+    return keyed.take(key, tree, stop, save=False)
 
 
 class Rewind:
@@ -56,11 +56,11 @@ class Rewind:
 
     Args:
         before: the present state, as recorded for undoing.
-        node: the same, as the index has it.
+        index: the same, as the engine knows it.
     """
 
     def __init__(
-        self, keyed: KeyedTrees, key: str, tree: Path, owner: int | None, before: Snapshot, node: Node, stop: Stop
+        self, keyed: KeyedTrees, key: str, tree: Path, owner: int | None, before: Snapshot, index: Index, stop: Stop
     ) -> None:
         self._keyed = keyed
         self._trees = keyed.trees
@@ -68,7 +68,7 @@ class Rewind:
         self._tree = tree
         self._owner = owner
         self._before = before
-        self._node = node
+        self._index = index
         self._stop = stop
 
     def run(self, tree_hash: str) -> Restored:
@@ -83,7 +83,7 @@ class Rewind:
         exact = False
         for attempt in range(ATTEMPTS):
             if attempt:
-                _, self._node = self._keyed.take(self._key, self._tree, self._stop)
+                _, self._index = self._keyed.take(self._key, self._tree, self._stop, save=False)
             try:
                 exact = self._once(wanted, outcome)
                 break
@@ -104,10 +104,12 @@ class Rewind:
         )
 
     def _once(self, wanted: bytes, outcome: Outcome) -> bool:
-        steps = plan(self._trees, self._node.digest, wanted, self._stop)
+        present = self._index.root
+        steps = plan(self._trees, present.digest, wanted, self._stop)
         mode = self._trees.read(wanted).mode
-        new_mode = None if mode == self._node.mode else mode
+        new_mode = None if mode == present.mode else mode
         if not steps and new_mode is None:
+            self._keyed.save_index(self._key, self._index)
             self._keyed.end(self._key)
             return True
         staging = _staging_place(self._tree, self._key)
@@ -129,9 +131,11 @@ class Rewind:
             if untouched:
                 self._keyed.end(self._key)
         # Reading back what was touched proves it, and spares the next snapshot from doing so.
-        _, node = self._keyed.take(self._key, self._tree, self._stop, touched_by(steps))
+        _, self._index = self._keyed.take(
+            self._key, self._tree, self._stop, known=self._index, touched=touched_by(steps)
+        )
         self._keyed.end(self._key)
-        return node.digest == wanted
+        return self._index.root.digest == wanted
 
     def _clear(self, staging: Path) -> None:
         try:

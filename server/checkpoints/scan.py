@@ -72,7 +72,7 @@ class Scan:
 
     Args:
         trees: where its directories are kept.
-        batch: takes the new objects; the caller flushes it.
+        batch: takes the new objects.
         old: the index of the last reading of the same tree, or None.
         touched: with it, only these directories are read, and all that ``old`` does not know.
     """
@@ -97,11 +97,8 @@ class Scan:
         self._device = 0
         self._entries = 0
 
-    def read(self, root: int) -> tuple[Node, int, int]:
+    def read(self, root: int) -> Index:
         """Read the tree below the directory ``root`` (a descriptor, taken over and closed).
-
-        Returns:
-            The root's node, its device and inode.
 
         Raises:
             RookeryError: ``invalid_argument``: the tree is over its bounds.
@@ -117,7 +114,7 @@ class Scan:
             node = self._read(descent, _Frame("", found.st_mode & DIRECTORY_MODE_BITS, known, self._touched))
         finally:
             descent.close()
-        return node, found.st_dev, found.st_ino
+        return Index(found.st_dev, found.st_ino, node)
 
     def _read(self, descent: Descent, root: _Frame) -> Node:
         frames = [root]

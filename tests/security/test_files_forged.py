@@ -65,12 +65,11 @@ BAD_NAMES = [b"..", b".", b"", b"a/b", b"../up", b"/abs", b"nul\0", b"x" * 256]
 @pytest.mark.parametrize("name", BAD_NAMES)
 async def test_f11_a_forged_directory_cannot_name_its_way_out(desk: Desk, secret: Path, name: bytes) -> None:
     """F11: zip-slip by a manifest; refused when it is read, before anything is written."""
-    with desk.objects.batch() as batch:
-        content = batch.put(b"evil")
-        forged = encode_directory(0o755, [Entry(FILE, name, 0o644, 0, 4, 1, 0, content)])
-        root = batch.put(forged)
-        outer = batch.put(encode_directory(0o755, [Entry(DIRECTORY, b"sub", 0, 0, 4, 1, 0, root)]))
-        batch.flush()
+    batch = desk.objects.batch()
+    content = batch.put(b"evil")
+    forged = encode_directory(0o755, [Entry(FILE, name, 0o644, 0, 4, 1, 0, content)])
+    root = batch.put(forged)
+    outer = batch.put(encode_directory(0o755, [Entry(DIRECTORY, b"sub", 0, 0, 4, 1, 0, root)]))
     with pytest.raises(DamagedError):
         decode_directory(forged)
     shell(desk.tree, "mkdir sub; echo x > sub/file")
@@ -89,12 +88,11 @@ async def test_f11_a_forged_directory_cannot_name_its_way_out(desk: Desk, secret
 
 async def test_f11_a_link_and_a_file_below_it_cannot_be_written_one_through_the_other(desk: Desk, secret: Path) -> None:
     """F11: an archive may hold ``a -> /outside`` and then ``a/file``; a directory object cannot hold a name twice."""
-    with desk.objects.batch() as batch:
-        content = batch.put(b"evil")
-        below = batch.put(encode_directory(0o755, [Entry(FILE, b"key", 0o644, 0, 4, 1, 0, content)]))
-        link = Entry(SYMLINK, b"a", 0o777, 0, 4, 1, 0, os.fsencode(secret))
-        root = batch.put(encode_directory(0o755, [link, Entry(DIRECTORY, b"a", 0, 0, 4, 1, 0, below)]))
-        batch.flush()
+    batch = desk.objects.batch()
+    content = batch.put(b"evil")
+    below = batch.put(encode_directory(0o755, [Entry(FILE, b"key", 0o644, 0, 4, 1, 0, content)]))
+    link = Entry(SYMLINK, b"a", 0o777, 0, 4, 1, 0, os.fsencode(secret))
+    root = batch.put(encode_directory(0o755, [link, Entry(DIRECTORY, b"a", 0, 0, 4, 1, 0, below)]))
     with pytest.raises(RookeryError) as caught:
         await desk.engine.materialise(root.hex(), desk.fork_place())
     assert caught.value.code is ErrorCode.STORAGE_UNAVAILABLE

@@ -22,7 +22,7 @@ from server.checkpoints.work import Stop
 from server.errors import ErrorCode, RookeryError
 from tests.unit.checkpoints.workspaces import Description, Desk, describe, open_desk, shell
 
-STEPS = ("rename", "replace", "unlink", "rmdir", "mkdir", "symlink", "open", "write", "utime", "fsync")
+STEPS = ("rename", "replace", "unlink", "rmdir", "mkdir", "symlink", "open", "write", "utime")
 """Calls of the system before each of which a crash is tried."""
 
 BEFORE = (
@@ -53,8 +53,8 @@ def take(desk: Desk) -> str:
 def restore(desk: Desk, tree_hash: str) -> None:
     trees, stop = keyed(desk), Stop()
     with trees.locked("s"):
-        before, node = prepare(trees, "s", desk.tree, tree_hash, None, stop)
-        Rewind(trees, "s", desk.tree, None, before, node, stop).run(tree_hash)
+        before, index = prepare(trees, "s", desk.tree, tree_hash, None, stop)
+        Rewind(trees, "s", desk.tree, None, before, index, stop).run(tree_hash)
 
 
 def run_and_break(work: Callable[[], object], at: int, breaking: Callable[[], None]) -> int:

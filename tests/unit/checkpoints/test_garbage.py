@@ -75,10 +75,9 @@ async def test_an_old_object_that_is_used_again_becomes_young(desk: Desk) -> Non
     await desk.engine.take("s", desk.tree)
     await desk.engine.forget("s")
     age(desk, GRACE_S + 1)
-    with desk.objects.batch() as batch:
-        digest = batch.put(b"same\n")
-        batch.flush()
-        assert batch.written == 0, "it was there already"
+    batch = desk.objects.batch()
+    digest = batch.put(b"same\n")
+    assert batch.written == 0, "it was there already"
     await desk.engine.collect_garbage([])
     assert desk.objects.read(digest) == b"same\n"
 
@@ -96,16 +95,15 @@ async def test_nothing_is_removed_while_someone_works_with_the_store(
 
 
 async def test_an_object_cut_short_by_a_power_cut_is_written_again(desk: Desk) -> None:
-    with desk.objects.batch() as batch:
-        digest = batch.put(b"content")
-        batch.flush()
+    batch = desk.objects.batch()
+    digest = batch.put(b"content")
     name = digest.hex()
     path = desk.home / "objects" / name[:2] / name[2:]
     path.chmod(0o600)
     os.truncate(path, 0)
-    with desk.objects.batch() as batch:
-        assert batch.put(b"content") == digest
-        assert batch.written == 1
+    batch = desk.objects.batch()
+    assert batch.put(b"content") == digest
+    assert batch.written == 1
     assert desk.objects.read(digest) == b"content"
 
 
