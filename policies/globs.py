@@ -177,7 +177,10 @@ class CompiledPaths:
     """
 
     allowing: re.Pattern[str]
+    literals: frozenset[str]
+    """Folded paths that denials name without any wildcard: looked up, not searched for."""
     denying: re.Pattern[str]
+    """All other denials."""
     ancestors: re.Pattern[str] = field(repr=False)
     """Directories that a pattern goes through by name: moving one away moves what it guards."""
     rooted: tuple[tuple[str, ...], ...] = field(repr=False)
@@ -189,6 +192,11 @@ class CompiledPaths:
 
     def denies(self, form: str) -> bool:
         """Whether a denial with these patterns reaches a folded path."""
+        end = len(form) if self.literals else 0
+        while end > 0:
+            if form[:end] in self.literals:
+                return True
+            end = form.rfind("/", 0, end)
         return self.denying.fullmatch(form) is not None
 
     def guards(self, form: str) -> bool:
@@ -232,6 +240,7 @@ def compile_paths(patterns: tuple[PathPattern, ...], workspace: str, home: str) 
         return re.compile("|".join(f"(?:{text})" for text in expressions), re.DOTALL) if expressions else _NOTHING
 
     allowing: list[str] = []
+    literals: set[str] = set()
     denying: list[str] = []
     ancestors: list[str] = []
     rooted: list[tuple[str, ...]] = []
@@ -240,7 +249,11 @@ def compile_paths(patterns: tuple[PathPattern, ...], workspace: str, home: str) 
         lower_root = folded(root)
         lower = tuple(folded(component) for component in pattern.components)
         allowing.append(_expression(root, pattern.components, below=False) or "/")
-        denying.append(_expression(lower_root, lower, below=True) or "/")
+        stem = lower[:-1] if lower[-1:] == ("**",) else lower
+        if lower_root + "".join(stem) and not any(character in part for part in stem for character in "*?["):
+            literals.add(lower_root + "".join(f"/{part}" for part in stem))
+        else:
+            denying.append(_expression(lower_root, lower, below=True) or "/")
         ancestors.extend(
             _expression(lower_root, lower[: end + 1], below=False)
             for end, component in enumerate(lower[:-1])
@@ -249,7 +262,7 @@ def compile_paths(patterns: tuple[PathPattern, ...], workspace: str, home: str) 
         steps = [part for part in lower_root.split("/") if part]
         ancestors.extend("".join(f"/{re.escape(step)}" for step in steps[: end + 1]) for end in range(len(steps)))
         rooted.append((*steps, *lower))
-    return CompiledPaths(union(allowing), union(denying), union(ancestors), tuple(rooted))
+    return CompiledPaths(union(allowing), frozenset(literals), union(denying), union(ancestors), tuple(rooted))
 
 
 UNDOTTED: Final = "\x01"
@@ -258,6 +271,11 @@ UNDOTTED: Final = "\x01"
 
 def components_meet(first: Sequence[str], second: Sequence[str]) -> bool:
     """Whether some path matches both of two globs given as components. Exact for ``**``, careful within components."""
+    for one, other in zip(first, second, strict=False):
+        if one == "**" or other == "**":
+            break
+        if not _names_meet(one, other):
+            return False
     # Reachable pairs of positions, row by row: O(len(first) * len(second)).
     width = len(second)
     row = [False] * (width + 1)

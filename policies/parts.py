@@ -121,5 +121,7 @@ def glob_claim(pattern: str, start: ResolvedPath, *, writes: bool, deep: bool, p
 
 def clean(text: str, size: int = 200) -> str:
     """A text that may be shown: bounded, on one line, without hidden characters."""
+    if len(text) <= size and text.isprintable():
+        return text
     shown = "".join(" " if character in "\t\n\r" or hidden_character(character) else character for character in text)
     return shown if len(shown) <= size else f"{shown[: size - 1]}…"

@@ -59,6 +59,8 @@ def hidden_character(text: str, *, allowed: str = "") -> str | None:
 
     Such characters make a text look other than it is: NUL, CR, escape, zero-width, bidirectional marks, BOM.
     """
+    if text.isprintable():
+        return None
     for character in text:
         if character.isascii():
             if (character < " " or character == "\x7f") and character not in allowed:
