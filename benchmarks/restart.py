@@ -74,7 +74,7 @@ async def answer(home: Path) -> None:
 
 def sample(home: Path) -> float:
     """Seconds from the start of a process to its first answer."""
-    environment = {**os.environ, "ROOKERY_LOG_LEVEL": "error"}
+    environment = {**os.environ, "ROOKERY_LOG_LEVEL": "error", "TMPDIR": str(home.parent)}
     started = time.perf_counter()
     command = [sys.executable, __file__, "--answer", str(home)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:

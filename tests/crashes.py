@@ -128,8 +128,8 @@ async def check_house(home: Path, temporary: Path, promises: Promises, killed: s
     """Open the home anew and hold it to all promises."""
     uids = {path.stat().st_uid for path in (home / "sandboxes").glob("*/workspace")} if home.exists() else set()
     pid = int(killed.rpartition("(")[2].rstrip(")"))
-    started = time.monotonic()
     async with open_house(home, **overrides(home)) as registry:
+        started = time.monotonic()
         assert not promises.faults, promises.faults
         await _nothing_is_left(home, temporary, uids, pid, started)
         listed = await _sessions(registry)

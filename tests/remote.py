@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -102,6 +103,8 @@ CALLS: Final[dict[str, Callable[..., Awaitable[Any]]]] = {
 
 
 def _serve(home: str, connection: Connection) -> None:
+    # Beside its home, so that the last one, which nobody sweeps after, leaves nothing elsewhere.
+    tempfile.tempdir = str(Path(home).parent)
     anyio.run(_serve_calls, Path(home), connection)
 
 

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import signal
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ _PERIOD_US: Final = 100_000
 _PREFIX: Final = "rookery-"
 _NAME: Final = re.compile(_PREFIX + r"(\d+)-[0-9a-f]{16}")
 _CONTROLLERS: Final = ("memory", "pids", "cpu")
+_SWEEP_S: Final = 3.0
+_SWEEP_PAUSE_S: Final = 0.02
 _OWN_PROCESSES: Final = 4
 """bubblewrap's monitor and init, and room for the moment in which the starter becomes the command."""
 
@@ -129,14 +132,21 @@ class ControlGroups:
         return group
 
     def sweep(self) -> None:
-        """Remove groups that servers left which are no more. Those with members stay."""
+        """Remove groups that servers left which are no more. Those that keep their members stay. Bounded."""
+        left: list[ControlGroup] = []
         for place in self._places:
             with contextlib.suppress(OSError):
                 for directory in place.directory.iterdir():
                     match = _NAME.fullmatch(directory.name)
                     if match is not None and not _is_alive(int(match[1])):
-                        with contextlib.suppress(OSError):
-                            directory.rmdir()
+                        left.append(ControlGroup({directory: place}))
+        # Members die with their server, which takes a moment on a busy machine. Nothing is killed here: seen from
+        # another pid namespace, a living server looks dead.
+        deadline = time.monotonic() + _SWEEP_S
+        while left := [group for group in left if not group.remove()]:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(_SWEEP_PAUSE_S)
 
 
 def _members(directory: Path) -> list[int]:
