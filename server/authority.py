@@ -59,7 +59,7 @@ class SessionAuthority:
         self._denied.clear()
         self._rewritten.clear()
 
-    async def judge(self, request: ToolRequest, tool_use_id: str) -> Decision:
+    async def judge(self, request: ToolRequest, tool_use_id: str, cwd: str | None = None) -> Decision:
         """Decide by the policy as it is now, then by the user's hooks; a denial becomes an event, once for each call.
 
         Raises:
@@ -70,6 +70,7 @@ class SessionAuthority:
         began = time.perf_counter_ns()
         now = self._clock.now().timestamp()
         facts = Facts(
+            cwd=cwd,
             links=self._links,
             history=self._history.before(tool_use_id),
             now=now,

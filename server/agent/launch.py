@@ -22,8 +22,9 @@ PROJECT_KEY: Final = "-workspace"
 TRANSCRIPTS: Final = f"projects/{PROJECT_KEY}"
 """Where the CLI keeps transcripts, relative to its configuration directory."""
 
-MAX_ARGUMENT_BYTES: Final = 100_000
-"""Longest single argument; Linux refuses more than 131,072 bytes (MAX_ARG_STRLEN)."""
+MAX_OUTPUT_TOKENS: Final = 32_000
+"""What an answer may be long. The CLI's own 128,000 (measured with 2.1.330) would reserve $2.60 for each request."""
+
 
 GATEWAY_NAME: Final = "gateway.rookery.internal"
 """Stands for the gateway in URLs; it is never looked up, and never asked for through the egress proxy."""
@@ -60,8 +61,8 @@ class LaunchOptions:
     """JSON text of the schema that the final answer must meet."""
     mcp_servers: tuple[str, ...] = ()
     """Names of in-process MCP servers that the host answers over the control channel."""
-    max_output_tokens: int | None = None
-    """Bound of one model answer, so that a reservation of the budget stays small."""
+    max_output_tokens: int | None = MAX_OUTPUT_TOKENS
+    """Bound of one model answer, so that a reservation of the budget stays small; None leaves it to the CLI."""
     network: bool = False
     """Whether programs find an egress proxy; what it lets through is told to it, not to them."""
 

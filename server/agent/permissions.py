@@ -27,6 +27,9 @@ from policies import Decision, Effect, ToolRequest
 
 log = structlog.get_logger(__name__)
 
+MAX_CWDS: Final = 256
+"""Calls whose directory is remembered between the two gates."""
+
 HOOK_TIMEOUT_MARGIN_S: Final = 30.0
 """The CLI denies when a hook is late, so its timeout lies well above the longest wait inside the hook."""
 
@@ -45,8 +48,11 @@ class Verdict:
 class PermissionAuthority(Protocol):
     """Who decides. The session implements it; every method may raise, which denies."""
 
-    async def judge(self, request: ToolRequest, tool_use_id: str) -> Decision:
-        """The policy's decision on a call, recorded."""
+    async def judge(self, request: ToolRequest, tool_use_id: str, cwd: str | None) -> Decision:
+        """The policy's decision on a call, recorded.
+
+        ``cwd`` is where the agent's shell stands, by the CLI's word; None when it did not say.
+        """
         ...
 
     async def ask(self, request: ToolRequest, tool_use_id: str, decision: Decision) -> Verdict:
@@ -71,6 +77,7 @@ class PermissionGate:
 
     def __init__(self, *, hot_s: float, after: bool = False) -> None:
         self.authority: PermissionAuthority | None = None
+        self._cwds: dict[str, str] = {}
         self._after = after
         self._timeout_s = hot_s + HOOK_TIMEOUT_MARGIN_S
 
@@ -87,6 +94,7 @@ class PermissionGate:
     ) -> HookJSONOutput:
         """First gate: every tool call."""
         given: Mapping[str, Any] = dict(hook_input)
+        self._remember(given.get("tool_use_id") or tool_use_id, given.get("cwd"))
         verdict, updated = await self._closed(
             given.get("tool_name"), given.get("tool_input"), given.get("tool_use_id") or tool_use_id
         )
@@ -127,6 +135,13 @@ class PermissionGate:
             return PermissionResultAllow(updated_input=dict(updated) if updated is not None else tool_input)
         return PermissionResultDeny(message=verdict.because)
 
+    def _remember(self, tool_use_id: object, cwd: object) -> None:
+        """The first gate is told where the shell stands, the second is not."""
+        if isinstance(tool_use_id, str) and isinstance(cwd, str):
+            self._cwds[tool_use_id] = cwd
+            while len(self._cwds) > MAX_CWDS:
+                del self._cwds[next(iter(self._cwds))]
+
     async def _closed(
         self, tool: object, tool_input: object, tool_use_id: object
     ) -> tuple[Verdict, Mapping[str, Any] | None]:
@@ -138,7 +153,7 @@ class PermissionGate:
             if not isinstance(tool, str) or not isinstance(tool_input, dict) or not isinstance(tool_use_id, str):
                 return Verdict(Effect.DENY, "The tool call was malformed."), None
             request = ToolRequest(tool=tool, input=tool_input)
-            decision = await authority.judge(request, tool_use_id)
+            decision = await authority.judge(request, tool_use_id, self._cwds.get(tool_use_id))
             if decision.effect is Effect.ASK:
                 return await authority.ask(request, tool_use_id, decision), decision.input
             return Verdict(decision.effect, decision.because), decision.input

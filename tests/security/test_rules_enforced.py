@@ -142,3 +142,19 @@ def test_launch_options_hook_gateway_and_network_say_the_same(name: str) -> None
     fetch = decide(ToolRequest("WebFetch", CALLS["WebFetch"]), policy, Facts())
     if not policy.egress.permits_any_port("example.com"):
         assert fetch.effect is Effect.DENY
+
+
+async def test_r15_the_directory_that_the_shell_stands_in_is_part_of_the_decision(tmp_path: Path) -> None:
+    """R15: `cd` in one call, a relative path in the next: judged from where the shell really stands."""
+    directory = tmp_path / "policies"
+    directory.mkdir()
+    (directory / "kept.yaml").write_text(
+        "version: 1\nid: kept\nextends: workspace\nrules:\n"
+        "  - id: no-kept\n    effect: deny\n    tools: [Bash, Read, Write, Edit]\n"
+        '    when: {path: ["/workspace/kept/secret"]}\n    because: "kept"\n'
+    )
+    async with open_house(tmp_path / "home", policy_dir=directory) as registry:
+        steps = [bash("mkdir -p kept"), bash("cd kept"), bash("echo x > secret"), {"reply_with": "last_tool_result"}]
+        outcome = await run(registry, steps, policy="kept")
+        assert outcome.denials == 1
+        assert "kept" in outcome.text
