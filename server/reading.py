@@ -177,9 +177,11 @@ class SessionReader:
         return TranscriptPage(session_id=session_id, events=page, cursor=cursor, more=len(events) > limit)
 
     async def costs(self, principal: str, request: CostRequest) -> CostReport:
-        """Costs by the ledger."""
-        if request.session_id is not None:
-            await self._services.store.session(principal, request.session_id)
+        """Costs by the ledger, which outlive their session.
+
+        Raises:
+            RookeryError: ``session_not_found``.
+        """
         return await self._services.store.cost_report(principal, request)
 
     async def list_files(

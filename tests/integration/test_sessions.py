@@ -247,6 +247,7 @@ async def test_a_deleted_session_leaves_nothing_but_its_costs(tmp_path: Path) ->
         with pytest.raises(RookeryError):
             await registry.outcome(ME, outcome.session_id)
         assert (await registry.costs(ME, CostRequest())).total == spent
+        assert (await registry.costs(ME, CostRequest(session_id=outcome.session_id))).total == spent
         assert not [path for path in (tmp_path / "sandboxes").rglob("*") if outcome.session_id in str(path)]
 
 
