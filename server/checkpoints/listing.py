@@ -37,14 +37,21 @@ class Listing(NamedTuple):
     """Of each sub-directory: name, mode, device."""
 
 
+class TooManyError(Exception):
+    """A directory holds more entries than are wanted."""
+
+
 def read_listing(fd: int, most: int) -> Listing:
-    """Read the directory ``fd``, at most one entry more than ``most``. Nothing in it is opened.
+    """Read the directory ``fd``. Nothing in it is opened.
 
     Raises:
+        TooManyError: it holds more than ``most`` entries; nothing was looked at but their names.
         OSError: the disk.
     """
     with os.scandir(fd) as found:
         items = list(itertools.islice(found, most + 1))
+    if len(items) > most:
+        raise TooManyError
     names = [item.name for item in items]
     try:
         rows = [row_of(item.stat(follow_symlinks=False)) for item in items]

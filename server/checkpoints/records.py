@@ -45,7 +45,7 @@ class Limits:
     A file over its bound is recorded as skipped; a tree over its bounds is refused (``invalid_argument``).
     """
 
-    max_entries: int = 500_000
+    max_entries: int = 300_000
     """Files, links and directories in one tree."""
     max_depth: int = 10_000
     """Directories inside each other."""

@@ -17,6 +17,7 @@ from server.checkpoints.listing import (
     DIRECTORY_ROW,
     UNKNOWN_ROW,
     Row,
+    TooManyError,
     pack_names,
     pack_rows,
     read_listing,
@@ -166,13 +167,14 @@ class Scan:
 
     def _list(self, fd: int, frame: _Frame) -> None:
         """Read the names of a directory, and all that is new or changed in it."""
-        names, rows, directories = read_listing(fd, self._limits.max_entries - self._entries)
-        self._entries += len(names)
-        if self._entries > self._limits.max_entries:
+        try:
+            names, rows, directories = read_listing(fd, self._limits.max_entries - self._entries)
+        except TooManyError as error:
             raise RookeryError(
                 ErrorCode.INVALID_ARGUMENT,
                 f"The workspace holds more than {self._limits.max_entries:,} files: remove some, then try again.",
-            )
+            ) from error
+        self._entries += len(names)
         frame.names = names
         frame.rows = rows
         old = frame.old
