@@ -12,7 +12,7 @@ from policies import PRESETS
 from server.errors import ErrorCode, RookeryError
 from server.models import Decider, Event, EventKind, StopReason
 from server.registry import Registry
-from tests.house import ME, bash, events, go_on, open_house, run, seen, settled, spawn
+from tests.house import ME, PATIENCE_S, bash, events, go_on, open_house, run, seen, settled, spawn
 
 NO_TOUCH = """
 version: 1
@@ -147,14 +147,18 @@ async def test_conditions_on_state_outlive_the_server(tmp_path: Path) -> None:
 async def test_a_tightened_file_holds_for_a_turn_that_runs(tmp_path: Path) -> None:
     policies = policy_dir(tmp_path, living=limited("{}"))
     async with open_house(tmp_path / "home", policy_dir=policies) as registry:
-        steps = [bash("while [ ! -e /workspace/go ]; do sleep 0.05; done"), bash("touch made"), REPLY]
-        session_id = await spawn(registry, steps, policy="living")
+        waiting = bash("echo > started; while [ ! -e /workspace/go ]; do sleep 0.05; done")
+        session_id = await spawn(registry, [waiting, bash("touch made"), REPLY], policy="living")
         await seen(registry, session_id, EventKind.TOOL_CALL)
+        with anyio.fail_after(PATIENCE_S):
+            # The event comes before the call is judged; the file tells that it runs.
+            while not (await registry.list_files(ME, session_id)).entries:
+                await anyio.sleep(0.05)
         write(policies / "living.yaml", NO_TOUCH)
         await _let_go(registry, session_id)
         outcome = await settled(registry, session_id)
         assert outcome.denials == 1
-        assert outcome.changed_files == ("go",)
+        assert outcome.changed_files == ("go", "started")
 
 
 async def test_a_broken_file_leaves_the_last_good_policy_in_force_and_says_so(tmp_path: Path) -> None:
