@@ -195,11 +195,12 @@ class Janitor:
         return turn.ended_at is not None
 
     async def _healed(self, session: SessionRecord) -> Sandbox | None:
-        """The session's sandbox with no rewind left half done; None where there is none, or none to be had."""
+        """The session's sandbox, with no process left in it and no rewind half done; None where it cannot be had."""
         if session.sandbox is None:
             return None
         try:
             sandbox = await open_sandbox(self._services, session)
+            await sandbox.stop()
             await heal_workspace(self._services, session, sandbox)
         except RookeryError as error:
             log.warning("sandbox could not be looked after", session_id=session.id, error=str(error))

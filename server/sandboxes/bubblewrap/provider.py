@@ -84,7 +84,7 @@ class BubblewrapProvider:
         found = await anyio.to_thread.run_sync(directories.owner_of, machine.sandboxes, spec.session_id)
         if found != uid:
             raise lost(f"its workspace belongs to {found}, not to {uid}")
-        return BubblewrapSandbox(machine, spec, None if uid == os.geteuid() else uid)
+        return BubblewrapSandbox(machine, spec, None if uid == os.geteuid() else uid, inherited=True)
 
     async def owned(self) -> list[Mapping[str, Any]]:
         """References of all sandboxes of this home. Also removes what dead servers left half-made or half-removed.

@@ -22,6 +22,7 @@ from server.sandboxes.bubblewrap.feed import Feed
 from server.sandboxes.bubblewrap.machine import Machine, Shown, lost, refused, storage, unavailable
 from server.sandboxes.bubblewrap.process import STDERR_KEPT, SandboxProcess
 from server.sandboxes.bubblewrap.spawn import Launch, LaunchError, start
+from server.sandboxes.bubblewrap.survivors import end_survivors
 from server.sandboxes.bubblewrap.tree import OPEN_DIRECTORY
 
 _log = structlog.get_logger(__name__)
@@ -36,12 +37,14 @@ class BubblewrapSandbox:
 
     Args:
         identity: the host uid and gid it runs under; None: the server's own.
+        inherited: it was made earlier, perhaps by a server that died and left processes in it.
     """
 
-    def __init__(self, machine: Machine, spec: SandboxSpec, identity: int | None) -> None:
+    def __init__(self, machine: Machine, spec: SandboxSpec, identity: int | None, *, inherited: bool = False) -> None:
         self._machine = machine
         self._spec = spec
         self._identity = identity
+        self._inherited = inherited
         self._directory = machine.sandboxes / spec.session_id
         self._processes: set[SandboxProcess] = set()
         self._agent: SandboxProcess | None = None
@@ -179,8 +182,14 @@ class BubblewrapSandbox:
             raise lost(error) from error
 
     async def stop(self) -> None:
-        """End all its processes and keep its files. Bounded, idempotent."""
+        """End all its processes and keep its files. Bounded, idempotent.
+
+        Called before anything was started here, it also ends what a server that died left running.
+        """
         with anyio.CancelScope(shield=True):
+            if self._inherited and await anyio.to_thread.run_sync(end_survivors, self.workspace):
+                _log.warning("sandbox_survivors_ended", session_id=self._spec.session_id)
+            self._inherited = False
             async with self._starting, anyio.create_task_group() as tasks:
                 for process in list(self._processes):
                     tasks.start_soon(process.terminate)
@@ -245,6 +254,7 @@ class BubblewrapSandbox:
                     "The sandbox could not be started. Run `rookery doctor` to see what is missing.", error
                 ) from error
             self._processes.add(process)
+            self._inherited = False
             return process
 
     def _prepare(self, argv: Sequence[str], env: Mapping[str, str], config: Path | None, listens: bool) -> Launch:
