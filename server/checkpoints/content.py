@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from server.checkpoints.descent import OPEN_FILE, unlocked
 from server.checkpoints.manifest import CHUNK, FILE, LARGE_FILE, DamagedError, Entry, decode_chunks, encode_chunks
-from server.checkpoints.objects import Batch, ObjectStore
+from server.checkpoints.objects import Batch, Copier, ObjectStore
 from server.checkpoints.records import Limits
 from server.checkpoints.work import DamagedStoreError, Stop
 from server.errors import ErrorCode, RookeryError
@@ -161,7 +161,7 @@ def _pread(fd: int, count: int, offset: int) -> bytes:
     return data
 
 
-def write_content(objects: ObjectStore, entry: Entry, target: int, stop: Stop) -> None:
+def write_content(objects: ObjectStore, copier: Copier, entry: Entry, target: int, stop: Stop) -> None:
     """Fill the new, empty file ``target`` with the content of ``entry``; holes stay holes.
 
     Raises:
@@ -170,13 +170,13 @@ def write_content(objects: ObjectStore, entry: Entry, target: int, stop: Stop) -
     """
     if entry.kind == FILE:
         if entry.size:
-            objects.copy(entry.payload, entry.size, target)
+            copier.copy(entry.payload, entry.size, target)
         return
     size, chunks = _chunks(objects, entry.payload)
     os.ftruncate(target, size)
     for number, digest in chunks:
         stop.check()
-        objects.copy(digest, min(CHUNK, size - number * CHUNK), target, number * CHUNK)
+        copier.copy(digest, min(CHUNK, size - number * CHUNK), target, number * CHUNK)
 
 
 def read_content(objects: ObjectStore, entry: Entry, offset: int, limit: int) -> bytes:

@@ -42,6 +42,7 @@ LOCK_WAIT_S: Final = 30.0
 """Longest wait for the store's lock; its holders need milliseconds (the collector) or do not exclude each other."""
 
 _FICLONE: Final = 0x40049409
+_WORTH_SHARING: Final = 4096
 _NO_CLONE: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ENOSYS})
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -75,7 +76,6 @@ class ObjectStore:
         self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._counter = itertools.count()
         self._prefix = f"tmp/{os.getpid()}-{secrets.token_hex(4)}"
-        self._cannot_clone: set[int] = set()
 
     def close(self) -> None:
         """Give up the directory's descriptor; the store is of no use afterwards."""
@@ -165,19 +165,30 @@ class ObjectStore:
             raise DamagedStoreError(f"object {digest.hex()} does not match its hash")
         return data
 
+    def temporary(self) -> str:
+        """A fresh name for an object in the making, relative to the root."""
+        return f"{self._prefix}-{next(self._counter)}"
+
+
+class Copier:
+    """Copies objects into files of one file system."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._shares = True
+
     def copy(self, digest: bytes, size: int, target: int, offset: int = 0) -> None:
         """Copy an object into an open file at ``offset``, inside the kernel; shares blocks where that is possible.
 
         Args:
-            size: what the object must measure (a cut one is noticed before it can pass for the content), or less
-                to take its beginning.
+            size: what the object must measure: a cut one is noticed before it can pass for the content.
 
         Raises:
             RookeryError: ``storage_unavailable``: it is missing or damaged.
         """
-        source = self.open(digest)
+        source = self._store.open(digest)
         try:
-            if offset == 0 and self._clone(source, target, size):
+            if self._shares and size >= _WORTH_SHARING and offset == 0 and self._share(source, target, size):
                 return
             done = 0
             while done < size:
@@ -187,24 +198,17 @@ class ObjectStore:
         finally:
             os.close(source)
 
-    def _clone(self, source: int, target: int, size: int) -> bool:
-        if size < 4096:
-            return False
-        device = os.fstat(target).st_dev if self._cannot_clone else -1
-        if device in self._cannot_clone or os.fstat(source).st_size != size:
+    def _share(self, source: int, target: int, size: int) -> bool:
+        if os.fstat(source).st_size != size:
             return False
         try:
             fcntl.ioctl(target, _FICLONE, source)
         except OSError as error:
             if error.errno not in _NO_CLONE:
                 raise
-            self._cannot_clone.add(os.fstat(target).st_dev)
+            self._shares = False
             return False
         return True
-
-    def temporary(self) -> str:
-        """A fresh name for an object in the making, relative to the root."""
-        return f"{self._prefix}-{next(self._counter)}"
 
 
 class Batch:

@@ -109,14 +109,16 @@ def _clear_files(fd: int) -> list[bytes]:
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a directory of ours with all that is in it; nothing happens when it is not there.
+    """Remove a directory of ours with all that is in it; nothing happens when it is not there, or is none.
 
     Raises:
         OSError, TreeMovedError: something could not be removed.
     """
     try:
         fd = os.open(path, OPEN_DIRECTORY)
-    except FileNotFoundError:
-        return
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return
+        raise
     clear_directory(fd)
     path.rmdir()

@@ -37,9 +37,11 @@ def prepare(
     """
     keyed.trees.root(tree_hash)
     journal = keyed.journal(key)
-    remove_directory(_staging(tree.parent, key))
+    beside = _staging(tree.parent, key)
+    remove_directory(beside)
     if journal is not None:
-        remove_directory(tree / journal["staging"])
+        if journal["staging"] != beside.name:
+            remove_directory(tree / journal["staging"])
     elif known_as is not None:
         index = keyed.index(key)
         found = tree.lstat()

@@ -18,6 +18,7 @@ from server.checkpoints.descent import Descent
 from server.checkpoints.index import RACY_NS, Node
 from server.checkpoints.listing import DIRECTORY_ROW, Row, pack_rows, row_of
 from server.checkpoints.manifest import DIRECTORY, SKIPPED, SYMLINK, Directory, Entry
+from server.checkpoints.objects import Copier
 from server.checkpoints.trees import Trees
 from server.checkpoints.work import Stop
 
@@ -40,6 +41,7 @@ class Writer:
 
     def __init__(self, trees: Trees, owner: int | None, stop: Stop) -> None:
         self._trees = trees
+        self._copier = Copier(trees.objects)
         self._owner = owner
         self._stop = stop
         self._umask = process_umask()
@@ -50,7 +52,7 @@ class Writer:
         mode = entry.mode
         fd = os.open(name, _CREATE, mode & _PERMISSIONS_AT_OPEN, dir_fd=parent)
         try:
-            write_content(self._trees.objects, entry, fd, self._stop)
+            write_content(self._trees.objects, self._copier, entry, fd, self._stop)
             if self._owner is not None:
                 os.fchown(fd, self._owner, self._owner)
             if mode & ~self._umask & _PERMISSIONS_AT_OPEN != mode:
