@@ -25,6 +25,7 @@ OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOE
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _OPEN_HANDLE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
+OWNER_READ: Final = 0o500
 OWNER_ALL: Final = 0o700
 
 
@@ -70,9 +71,12 @@ class Descent:
 
     Args:
         root: descriptor of the root, taken over and closed by :meth:`close`.
+        needs: permission bits that are needed on each directory. A server that is not root lends itself what is
+            missing, and takes it back on leaving.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, needs: int = OWNER_ALL) -> None:
+        self._needs = needs
         self._open: list[int | None] = [root]
         self._identity: dict[int, tuple[int, int]] = {}
         self._modes: dict[int, int] = {}
@@ -97,8 +101,7 @@ class Descent:
         """Go into a directory of the present one and return its descriptor.
 
         Args:
-            mode: its permission bits if known. A server that is not root lends itself what is missing to read,
-                write and search it, and takes that back on leaving.
+            mode: its permission bits if known.
 
         Raises:
             OSError: it cannot be opened, or is no directory.
@@ -116,14 +119,14 @@ class Descent:
         return fd
 
     def _lend(self, mode: int) -> None:
-        if mode & OWNER_ALL != OWNER_ALL:
+        if mode & self._needs != self._needs:
             with contextlib.suppress(PermissionError):
-                os.fchmod(self.fd, mode | OWNER_ALL)
+                os.fchmod(self.fd, mode | self._needs)
                 self._modes[self.depth] = mode
 
     def set_mode(self, mode: int) -> None:
         """Give the present directory permission bits, at the latest when it is left."""
-        if self._lends and mode & OWNER_ALL != OWNER_ALL:
+        if self._lends and mode & self._needs != self._needs:
             self._modes[self.depth] = mode
         else:
             self._modes.pop(self.depth, None)

@@ -25,6 +25,8 @@ row_of: Final[Callable[[os.stat_result], Row]] = operator.attrgetter(
     "st_ctime_ns", "st_ino", "st_size", "st_mode", "st_dev"
 )
 
+_IFMT: Final = 0o170000
+_IFDIR: Final = stat.S_IFDIR
 _MASK: Final = (1 << 64) - 1
 
 
@@ -58,7 +60,7 @@ def read_listing(fd: int, most: int) -> Listing:
     except (FileNotFoundError, PermissionError):
         names, rows = _one_by_one(items)
     directories: list[tuple[str, int, int]] = []
-    for at in [at for at, row in enumerate(rows) if stat.S_ISDIR(row[3])]:
+    for at in [at for at, row in enumerate(rows) if row[3] & _IFMT == _IFDIR]:
         directories.append((names[at], stat.S_IMODE(rows[at][3]), rows[at][4]))
         rows[at] = DIRECTORY_ROW
     return Listing(names, rows, directories)

@@ -11,11 +11,12 @@ from typing import Final
 
 from server.checkpoints import index as tree_index
 from server.checkpoints.content import Budget, TooLargeError, store_file
-from server.checkpoints.descent import Descent
+from server.checkpoints.descent import OWNER_READ, Descent
 from server.checkpoints.index import Index, Node
 from server.checkpoints.listing import (
     DIRECTORY_ROW,
     UNKNOWN_ROW,
+    Listing,
     Row,
     TooManyError,
     pack_names,
@@ -110,28 +111,22 @@ class Scan:
         self._device = found.st_dev
         old = self._old
         known = old.root if old is not None and (old.device, old.inode) == (found.st_dev, found.st_ino) else None
-        descent = Descent(root)
+        descent = Descent(root, OWNER_READ)
         try:
-            node = self._read(descent, _Frame("", found.st_mode & DIRECTORY_MODE_BITS, known, self._touched))
+            frame = _Frame("", found.st_mode & DIRECTORY_MODE_BITS, known, self._touched)
+            self._look_at(root, frame, self._list(root))
+            node = self._read(descent, frame)
         finally:
             descent.close()
         return Index(found.st_dev, found.st_ino, node)
 
     def _read(self, descent: Descent, root: _Frame) -> Node:
         frames = [root]
-        self._list(descent.fd, root)
         while True:
             frame = frames[-1]
             if frame.directories:
-                name, mode, old = frame.directories.pop()
-                touched = None
-                if frame.touched is not None:
-                    touched = frame.touched.get(os.fsencode(name))
-                    if touched is None and old is not None and old.mode == mode:
-                        frame.children.append((name, old))
-                        continue
-                child = _Frame(name, mode, old, touched)
-                if self._enter(descent, frame, child):
+                child = self._enter(descent, frame, *frame.directories.pop())
+                if child is not None:
                     frames.append(child)
                 continue
             node = self._finish(frame)
@@ -141,45 +136,60 @@ class Scan:
             descent.leave()
             frames[-1].children.append((frame.name, node))
 
-    def _enter(self, descent: Descent, parent: _Frame, child: _Frame) -> bool:
-        """Go into a directory and read what is in it; False when that cannot be done."""
+    def _enter(self, descent: Descent, parent: _Frame, name: str, mode: int, old: Node | None) -> _Frame | None:
+        """Go into a directory and look at it; None when it is done with, and left again."""
+        touched = None
+        if parent.touched is not None:
+            touched = parent.touched.get(os.fsencode(name))
+            if touched is None and old is not None and old.mode == mode:
+                parent.children.append((name, old))
+                return None
         self._stop.check()
         try:
-            fd = descent.enter(child.name, child.mode)
+            fd = descent.enter(name, mode)
         except OSError as error:
             if error.errno in _GONE:
-                self._drop(parent, child.name)
+                self._drop(parent, name)
             elif error.errno in _REPLACED:
-                self._skip_directory(parent, child.name, SkipReason.BUSY)
+                self._skip_directory(parent, name, SkipReason.BUSY)
             elif error.errno in _FORBIDDEN:
-                self._skip_directory(parent, child.name, SkipReason.UNREADABLE)
+                self._skip_directory(parent, name, SkipReason.UNREADABLE)
             else:
                 raise
-            return False
+            return None
         if descent.depth > self._limits.max_depth:
             raise RookeryError(
                 ErrorCode.INVALID_ARGUMENT,
                 f"The workspace has more than {self._limits.max_depth:,} directories inside each other: "
                 "remove some, then try again.",
             )
-        self._list(fd, child)
-        return True
+        listing = self._list(fd)
+        if old is not None and not old.children and old.mode == mode and _same(old, listing):
+            # Most directories are like this one: nothing in it changed, and no directory is in it.
+            descent.leave()
+            parent.children.append((name, old))
+            return None
+        frame = _Frame(name, mode, old, touched)
+        self._look_at(fd, frame, listing)
+        return frame
 
-    def _list(self, fd: int, frame: _Frame) -> None:
-        """Read the names of a directory, and all that is new or changed in it."""
+    def _list(self, fd: int) -> Listing:
         try:
-            names, rows, directories = read_listing(fd, self._limits.max_entries - self._entries)
+            listing = read_listing(fd, self._limits.max_entries - self._entries)
         except TooManyError as error:
             raise RookeryError(
                 ErrorCode.INVALID_ARGUMENT,
                 f"The workspace holds more than {self._limits.max_entries:,} files: remove some, then try again.",
             ) from error
-        self._entries += len(names)
-        frame.names = names
-        frame.rows = rows
+        self._entries += len(listing.names)
+        return listing
+
+    def _look_at(self, fd: int, frame: _Frame, listing: Listing) -> None:
+        """Find out which sub-directories there are, and read all files that are new or changed."""
+        frame.names, frame.rows, directories = listing
         old = frame.old
         foreign = [name for name, _, device in directories if device != self._device]
-        if old is not None and not foreign and old.rows == pack_rows(rows) and old.names == pack_names(names):
+        if old is not None and not foreign and _same(old, listing):
             frame.same = True
             for (name, mode, _), node in zip(reversed(directories), reversed(old.children), strict=True):
                 frame.directories.append((name, mode & DIRECTORY_MODE_BITS, node))
@@ -315,6 +325,11 @@ class Scan:
             frame.same = False
             stored = self._trees.read(frame.old.digest).entries
             frame.entries = [entry for entry in stored if entry.kind != DIRECTORY]
+
+
+def _same(old: Node, listing: Listing) -> bool:
+    """Whether a directory holds what it held; of its sub-directories only that they are there."""
+    return old.rows == pack_rows(listing.rows) and old.names == pack_names(listing.names)
 
 
 def _children_of(node: Node) -> dict[bytes, Node]:

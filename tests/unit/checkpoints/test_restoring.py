@@ -325,3 +325,39 @@ async def main():
 anyio.run(main)
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[3], timeout=60)
+
+
+@pytest.fixture
+def sharing_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that can share blocks between files."""
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(600 << 20)
+    for command in (["mkfs.xfs", "-q", "-m", "reflink=1", image], ["mount", "-o", "loop", image, place]):
+        try:
+            subprocess.run(command, capture_output=True, check=True)
+        except (FileNotFoundError, subprocess.CalledProcessError):
+            pytest.skip("needs mkfs.xfs and the right to mount a disk")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+async def test_a_fork_shares_blocks_where_the_file_system_can_and_still_nothing_else(sharing_disk: Path) -> None:
+    with open_desk(sharing_disk) as desk:
+        shell(desk.tree, "head -c 60000000 /dev/urandom > large")
+        shell(desk.tree, "for i in $(seq 20); do head -c 500000 /dev/urandom > f$i; done")
+        snapshot = await desk.engine.take("s", desk.tree)
+        os.sync()
+        free = os.statvfs(sharing_disk).f_bavail * os.statvfs(sharing_disk).f_frsize
+        fork = desk.fork_place()
+        await desk.engine.materialise(snapshot.tree_hash, fork)
+        os.sync()
+        assert free - os.statvfs(sharing_disk).f_bavail * os.statvfs(sharing_disk).f_frsize < 10_000_000
+        assert describe(fork) == describe(desk.tree)
+        shell(fork, "echo changed >> large; echo changed > f1")
+        assert (await desk.another().take("again", desk.tree)).tree_hash == snapshot.tree_hash
+        await desk.engine.materialise(snapshot.tree_hash, second := desk.fork_place("second"))
+        assert describe(second) == describe(desk.tree)
