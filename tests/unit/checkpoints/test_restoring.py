@@ -334,7 +334,7 @@ def sharing_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     with image.open("wb") as file:
         file.truncate(600 << 20)
-    for command in (["mkfs.xfs", "-q", "-m", "reflink=1", image], ["mount", "-o", "loop", image, place]):
+    for command in (["mkfs.xfs", "-q", "-m", "reflink=1", str(image)], ["mount", "-o", "loop", str(image), str(place)]):
         try:
             subprocess.run(command, capture_output=True, check=True)
         except (FileNotFoundError, subprocess.CalledProcessError):
