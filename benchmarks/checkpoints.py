@@ -228,8 +228,8 @@ async def main(samples: int, directory: Path) -> None:
     base = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=directory))
     try:
         rows = await checkpoint_and_rewind(base, samples)
-        rows += await fork(base, max(samples // 2, 3), 20_000, "small")
-        rows += await fork(base, max(samples // 2, 3), 400, "large")
+        rows += await fork(base, samples, 20_000, "small")
+        rows += await fork(base, samples, 400, "large")
         print(json.dumps(rows))
     finally:
         shutil.rmtree(base, ignore_errors=True)
