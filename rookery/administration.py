@@ -11,12 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from rookery.application import open_registry
+from server.callers import LOCAL_PRINCIPAL
 from server.errors import ErrorCode, RookeryError
 from server.models import Cost, Outcome, SessionState
 from server.requests import CostRequest, ListRequest
 from server.views import CostReport, SessionPage, SessionView
 from tools.arguments import parse_arguments
-from tools.backend import LOCAL_PRINCIPAL, Registry
+from tools.backend import Registry
 
 if TYPE_CHECKING:
     from server.settings import Settings

@@ -16,12 +16,13 @@ from rich.table import Table
 from rookery.administration import costs_table, first_error
 from rookery.application import open_registry
 from rookery.doctor import credential_check, run_doctor
+from server.callers import LOCAL_PRINCIPAL
 from server.errors import RookeryError
 from server.gateway.scripted import MEND_PROMPT, WRITE_PROMPT
 from server.models import Event, EventKind, Outcome, StopReason
 from server.requests import CostRequest, PromptRequest, SpawnRequest
 from server.settings import UpstreamKind
-from tools.backend import LOCAL_PRINCIPAL, Registry
+from tools.backend import Registry
 
 if TYPE_CHECKING:
     from server.settings import Settings

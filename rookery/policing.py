@@ -17,9 +17,9 @@ from policies.calls import parse_call
 from policies.compare import diff, read_table, run_cases
 from policies.explain import explain
 from policies.lint import lint
+from server.callers import LOCAL_PRINCIPAL
 from server.models import EventKind
 from server.policy_book import PolicyBook
-from tools.backend import LOCAL_PRINCIPAL
 
 if TYPE_CHECKING:
     from rookery.administration import Command

@@ -15,7 +15,8 @@ from typing import IO, Any, Final, Literal, cast
 from mcp import Client
 from mcp_types import CallToolResult, TextContent
 
-from tools.backend import LOCAL_PRINCIPAL, Registry
+from server.callers import LOCAL_PRINCIPAL, Caller
+from tools.backend import Registry
 from tools.server import build_server
 
 Era = Literal["auto", "legacy"]
@@ -48,7 +49,7 @@ async def connected(
     registry: Registry, era: Era = "auto", *, principal: str = LOCAL_PRINCIPAL, max_wait_s: float = 50.0
 ) -> AsyncIterator[Client]:
     """A client of a server in this process."""
-    server = build_server(ReadyBackend(registry), principal=principal, max_wait_s=max_wait_s)
+    server = build_server(ReadyBackend(registry), caller=Caller(principal), max_wait_s=max_wait_s)
     async with Client(server, mode=era) as client:
         yield client
 

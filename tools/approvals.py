@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from server.callers import Scope
 from server.models import ApprovalRecord
 from server.requests import IDENTIFIER, Request
 from server.views import Approvals, ApprovalView, PolicyExplanation
@@ -105,6 +106,7 @@ TOOLS: Final[tuple[ToolDefinition[Any, Any], ...]] = (
         answer=ApprovalView,
         render=rendering.approval_text,
         open_world=True,
+        scope=Scope.APPROVE,
     ),
     ToolDefinition(
         name="explain_policy",

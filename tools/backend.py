@@ -7,7 +7,7 @@ imported, and a test can put a double in its place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from server.models import ApprovalRecord, CheckpointRecord, Outcome
 from server.requests import CostRequest, ListRequest, PromptRequest, SpawnRequest
@@ -26,9 +26,6 @@ from server.views import (
     TranscriptPage,
     WrittenFile,
 )
-
-LOCAL_PRINCIPAL: Final = "local"
-"""Whose sessions they are when the transport carries no identity: stdio, and HTTP on the loopback."""
 
 
 class Registry(Protocol):

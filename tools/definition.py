@@ -17,12 +17,14 @@ from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult, InputRequiredResult, TextContent, Tool, ToolAnnotations
 from pydantic import BaseModel
 
+from server.callers import Caller, Scope
 from server.errors import ErrorCode, RookeryError
 from server.models import Record
 from tools.arguments import parse_arguments
 from tools.backend import Backend, Registry
 from tools.elicitation import Elicitation, QuestionsPending, elicitation_of
 from tools.errors import as_rookery_error, failure
+from tools.identity import caller_of
 from tools.schemas import input_schema, output_schema
 
 Arguments = TypeVar("Arguments", bound=BaseModel)
@@ -33,7 +35,7 @@ Answer = TypeVar("Answer", bound=Record)
 class Call:
     """One call of a tool: on whose behalf, on what, and how to tell the caller that it goes on."""
 
-    principal: str
+    caller: Caller
     registry: Registry
     max_wait_s: float
     """Longest that the call may wait for an agent."""
@@ -42,6 +44,11 @@ class Call:
     None outside a request."""
     elicitation: Elicitation | None = None
     """Asks the caller's user about tool calls; None for a client that cannot."""
+
+    @property
+    def principal(self) -> str:
+        """Whose sessions the call may see."""
+        return self.caller.principal
 
     @property
     def attached(self) -> Mapping[str, int] | None:
@@ -65,6 +72,7 @@ class ToolDefinition(Generic[Arguments, Answer]):
         destructive: whether it may remove or overwrite something.
         idempotent: whether repeating it changes nothing more.
         open_world: whether it sets an agent to work, which talks to a model and costs money.
+        scope: what the caller must be allowed; by default what reading or running needs.
     """
 
     name: str
@@ -77,6 +85,12 @@ class ToolDefinition(Generic[Arguments, Answer]):
     destructive: bool = False
     idempotent: bool = False
     open_world: bool = False
+    scope: Scope | None = None
+
+    @property
+    def needs(self) -> Scope:
+        """The scope that a caller must have."""
+        return self.scope or (Scope.READ if self.read_only else Scope.RUN)
 
     def published(self) -> Tool:
         """The tool as ``tools/list`` shows it."""
@@ -116,16 +130,24 @@ class ToolServer(MCPServer[Any]):
         definitions: Sequence[ToolDefinition[Any, Any]],
         backend: Backend,
         *,
-        principal: str,
+        caller: Caller | None,
         max_wait_s: float,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self._definitions = {definition.name: definition for definition in definitions}
         self.backend = backend
-        self.principal = principal
+        self._caller = caller
         self._max_wait_s = max_wait_s
         self._published: list[Tool] | None = None
+
+    def caller(self, context: Context[Any, Any] | None) -> Caller:
+        """On whose behalf a request is served.
+
+        Raises:
+            RookeryError: ``internal``: it should have carried an identity and does not.
+        """
+        return caller_of(context, self._caller)
 
     async def list_tools(self) -> list[Tool]:
         """All tools, always in the same order."""
@@ -142,14 +164,17 @@ class ToolServer(MCPServer[Any]):
             if definition is None:
                 known = ", ".join(self._definitions)
                 raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"There is no such tool; the tools are {known}.")
+            caller = self.caller(context)
+            caller.require(definition.needs)
             # Arguments first: a bad call is told so even while the registry starts, or could not.
             checked = parse_arguments(definition.arguments, arguments, tool=name)
             registry = await self.backend.registry()
-            elicitation = elicitation_of(context, registry, self.principal)
+            asks = caller.may(Scope.APPROVE)
+            elicitation = elicitation_of(context, registry, caller.principal) if asks else None
             if elicitation is not None and context is not None:
                 await elicitation.take(context.input_responses)
             call = Call(
-                principal=self.principal,
+                caller=caller,
                 registry=registry,
                 max_wait_s=self._max_wait_s,
                 report=_reporter(context),

@@ -6,10 +6,12 @@ Each has a tool that does the same (``read_transcript``, ``read_file``), since s
 from __future__ import annotations
 
 import base64
-from typing import Final
+from typing import Any, Final
 
+from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 
+from server.callers import Scope
 from server.errors import ErrorCode, RookeryError
 from tools.definition import ToolServer
 from tools.errors import as_rookery_error
@@ -42,9 +44,9 @@ def add_resources(server: ToolServer) -> None:
         description="All that happened in a session, one JSON event a line; `after` starts behind a cursor.",
         mime_type="application/x-ndjson",
     )
-    async def transcript(session_id: str, after: int = 0) -> str:
+    async def transcript(session_id: str, context: Context[Any, Any], after: int = 0) -> str:
         try:
-            return await _transcript(server, session_id, after)
+            return await _transcript(server, _reader(server, context), session_id, after)
         except Exception as error:
             raise _resource_error(error, "transcript") from error
 
@@ -55,9 +57,9 @@ def add_resources(server: ToolServer) -> None:
         description="A file of a session's workspace, as it is now.",
         mime_type="application/octet-stream",
     )
-    async def file(session_id: str, path: str) -> bytes:
+    async def file(session_id: str, path: str, context: Context[Any, Any]) -> bytes:
         try:
-            return await _file(server, session_id, path)
+            return await _file(server, _reader(server, context), session_id, path)
         except Exception as error:
             raise _resource_error(error, "file") from error
 
@@ -68,20 +70,20 @@ def add_resources(server: ToolServer) -> None:
         description="All that the agent changed since its session began, as a patch for git apply.",
         mime_type="text/x-patch",
     )
-    async def changes(session_id: str) -> bytes:
+    async def changes(session_id: str, context: Context[Any, Any]) -> bytes:
         try:
-            registry = await server.backend.registry()
-            return await registry.patch(server.principal, session_id)
+            principal = _reader(server, context)
+            return await (await server.backend.registry()).patch(principal, session_id)
         except Exception as error:
             raise _resource_error(error, "changes") from error
 
 
-async def _transcript(server: ToolServer, session_id: str, after: int) -> str:
+async def _transcript(server: ToolServer, principal: str, session_id: str, after: int) -> str:
     registry = await server.backend.registry()
     lines: list[str] = []
     size = 0
     while True:
-        page = await registry.transcript(server.principal, session_id, after=after, limit=_PAGE)
+        page = await registry.transcript(principal, session_id, after=after, limit=_PAGE)
         for event in page.events:
             line = event.model_dump_json()
             size += len(line)
@@ -96,12 +98,12 @@ async def _transcript(server: ToolServer, session_id: str, after: int) -> str:
             return "".join(lines)
 
 
-async def _file(server: ToolServer, session_id: str, path: str) -> bytes:
+async def _file(server: ToolServer, principal: str, session_id: str, path: str) -> bytes:
     registry = await server.backend.registry()
     parts: list[bytes] = []
     offset: int | None = 0
     while offset is not None:
-        content = await registry.read_file(server.principal, session_id, path, offset, _PART)
+        content = await registry.read_file(principal, session_id, path, offset, _PART)
         if content.size > MAX_RESOURCE_BYTES:
             raise RookeryError(
                 ErrorCode.INVALID_ARGUMENT, "The file is too long for one resource: read it in parts with read_file."
@@ -109,6 +111,17 @@ async def _file(server: ToolServer, session_id: str, path: str) -> bytes:
         parts.append(content.text.encode() if content.text is not None else base64.b64decode(content.base64 or ""))
         offset = content.next_offset
     return b"".join(parts)
+
+
+def _reader(server: ToolServer, context: Context[Any, Any]) -> str:
+    """Whose sessions the request may read.
+
+    Raises:
+        RookeryError: ``policy_denied``.
+    """
+    caller = server.caller(context)
+    caller.require(Scope.READ)
+    return caller.principal
 
 
 def _resource_error(error: Exception, where: str) -> ResourceError:

@@ -9,8 +9,9 @@ from typing import Any, Final
 from mcp.server.caching import CacheHint
 from mcp.server.request_state import RequestStateSecurity
 
+from server.callers import LOCAL, Caller
 from tools import approvals, costs, files, sessions, transcripts, undo
-from tools.backend import LOCAL_PRINCIPAL, Backend
+from tools.backend import Backend
 from tools.definition import ToolDefinition, ToolServer
 from tools.prompts import add_prompts
 from tools.resources import add_resources
@@ -55,7 +56,7 @@ def build_server(
     backend: Backend,
     *,
     max_wait_s: float = 50.0,
-    principal: str = LOCAL_PRINCIPAL,
+    caller: Caller | None = LOCAL,
     tools: Sequence[ToolDefinition[Any, Any]] = TOOLS,
     state_key: bytes | None = None,
 ) -> ToolServer:
@@ -64,7 +65,7 @@ def build_server(
     Args:
         backend: where the registry comes from; asked at the first call that needs it.
         max_wait_s: longest wait inside one tool call, in seconds.
-        principal: whose sessions these are.
+        caller: whose sessions these are when a request carries no identity; None when each must carry one.
         tools: what is offered.
         state_key: at least 32 secret bytes that seal the state of calls which ask the user, the same in every process
             of a home; without it such a call does not outlive this process.
@@ -72,7 +73,7 @@ def build_server(
     server = ToolServer(
         tools,
         backend,
-        principal=principal,
+        caller=caller,
         max_wait_s=max_wait_s,
         name="rookery",
         title="Rookery",
