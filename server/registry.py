@@ -16,35 +16,30 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from policies import Policy
 from server.agent.launch import LaunchOptions
 from server.answering import Answering
 from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
 from server.files import write_file
 from server.fleet import Fleet
+from server.forking import Forking
 from server.forwarding import Forwarding
-from server.hooks import Subject, UserPromptSubmit
+from server.holding import Holding
 from server.inbox import Leave
 from server.janitor import Janitor
-from server.launching import LiveAgent, launch_options, open_sandbox
+from server.launching import open_sandbox
 from server.leases import HEARTBEAT_S, Leases
-from server.models import NANO_USD, ApprovalRecord, CheckpointRecord, EventKind, SessionRecord, SessionState, TurnRecord
-from server.policy_book import check_model, tightest, turns_of
+from server.models import ApprovalRecord, CheckpointRecord, EventKind, SessionRecord, SessionState, TurnRecord
+from server.policy_book import turns_of
+from server.prompting import Prompting
 from server.reading import SessionReader
 from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
 from server.snapshots import joined, within_reach, workspace_owner
+from server.spawning import Spawning
 from server.views import Deletion, RewindReport, WrittenFile
-from server.workspaces import check_source
 
 log = structlog.get_logger(__name__)
-
-PLACING_S: Final = 15.0
-"""How long a spawn waits for its sandbox; what fails later (a long clone) is told as the turn's outcome."""
-
-MAX_FORKS: Final = 16
-"""Most forks made by one call."""
 
 MAX_HANDOVERS: Final = 5
 """How often a command follows a session that one process lets go and another takes."""
@@ -65,6 +60,10 @@ class Registry(SessionReader):
         self.janitor = Janitor(services, leases, self._fleet)
         self._forwarding = Forwarding(services, leases, self._serve_command)
         self._answering = Answering(services, self._resume)
+        self._spawning = Spawning(services, self._fleet)
+        self._prompting = Prompting(services, self._fleet, self.janitor)
+        self._holding = Holding(services, self._fleet, self._forwarding)
+        self._forking = Forking(services, self._fleet, self._forwarding, self._undo, self._prompting)
 
     # --- starting ---------------------------------------------------------------------------------------------
 
@@ -77,95 +76,7 @@ class Registry(SessionReader):
             RookeryError: ``invalid_argument``, ``too_many_sessions``, ``model_auth_failed``, ``sandbox_unavailable``,
                 ``storage_unavailable``.
         """
-        store = self._services.store
-        if request.request_id is not None:
-            known = await store.session_by_request(principal, request.request_id)
-            if known is not None:
-                return known.id
-        session, turn, policy = self._new_session(principal, request)
-        self._services.gateway.require_credential()
-        await self._screen(session, 1, request.prompt)
-        await self._fleet.make_room()
-        warm = self._fleet.pool.take(launch_options(session, policy, self._services.settings.model))
-        if warm is not None:
-            adopted = {"id": warm.session_id, "root_id": warm.session_id, "sandbox": dict(warm.sandbox.reference)}
-            session = session.model_copy(update=adopted)
-            turn = turn.model_copy(update={"session_id": warm.session_id})
-        # From the row on, the session must get its actor, whatever becomes of the one who asked.
-        with anyio.CancelScope(shield=True):
-            async with self._fleet.lock(session.id):
-                created = await self._create(session, turn, warm)
-                if created.id != session.id:
-                    return created.id
-                actor = self._fleet.start(created, policy, turn, warm=warm)
-        with anyio.move_on_after(PLACING_S):
-            await actor.placed.wait()
-        if actor.placement_error is not None:
-            raise actor.placement_error
-        return created.id
-
-    async def _screen(self, session: SessionRecord, turn: int, prompt: str) -> None:
-        """Show a prompt to the user's hooks.
-
-        Raises:
-            RookeryError: ``policy_denied``.
-        """
-        subject = Subject(session.id, session.principal, turn, session.labels)
-        objection = await self._services.hooks.objection(UserPromptSubmit(subject, prompt))
-        if objection is not None:
-            raise RookeryError(
-                ErrorCode.POLICY_DENIED, f"A hook of this server refuses the prompt: {objection.because}"
-            )
-
-    async def _create(self, session: SessionRecord, turn: TurnRecord, warm: LiveAgent | None) -> SessionRecord:
-        """Write the session; a warm agent that it does not get after all is ended."""
-        created: SessionRecord | None = None
-        try:
-            created = await self._services.store.create_session(session, turn)
-        finally:
-            if warm is not None and created is not None and created.id == session.id:
-                self._fleet.pool.reserved.discard(session.id)
-            elif warm is not None:
-                await self._fleet.pool.discard(warm)
-        return created
-
-    def _new_session(self, principal: str, request: SpawnRequest) -> tuple[SessionRecord, TurnRecord, Policy]:
-        settings, clock = self._services.settings, self._services.clock
-        session_id, now = clock.session_id(), clock.now()
-        source = None if request.workspace is None else request.workspace.model_dump(exclude_none=True)
-        if source is not None:
-            check_source(source, settings)
-        budget = request.budget_usd or settings.default_budget_usd
-        session = SessionRecord(
-            id=session_id,
-            principal=principal,
-            root_id=session_id,
-            title=request.title or _title(request.prompt),
-            labels=request.labels,
-            state=SessionState.STARTING,
-            turn=1,
-            model=request.model or settings.model,
-            system_prompt=request.system_prompt,
-            policy=request.policy or settings.policy,
-            tools=request.tools,
-            max_turns=request.max_turns,
-            output_schema=request.output_schema,
-            budget_nano_usd=round(budget * NANO_USD),
-            sandbox_kind=self._services.provider.name,
-            owner=self._services.server_id,
-            request_id=request.request_id,
-            workspace=source,
-            created_at=now,
-            updated_at=now,
-        )
-        turn = TurnRecord(
-            session_id=session_id, number=1, prompt=request.prompt, request_id=request.request_id, started_at=now
-        )
-        policy = self._services.policy_of(session)
-        check_model(policy, session.model)
-        cap = tightest(policy.limits.usd, budget)
-        assert cap is not None
-        return session.model_copy(update={"budget_nano_usd": round(cap * NANO_USD)}), turn, policy
+        return await self._spawning.spawn(principal, request)
 
     async def prompt(self, principal: str, session_id: str, request: PromptRequest) -> int:
         """Start the session's next turn; its number. An already seen ``request_id`` gives the turn that it gave first.
@@ -178,59 +89,7 @@ class Registry(SessionReader):
         if result is not None:
             return int(result["turn"])
         async with self._fleet.lock(session_id):
-            return await self._prompt_here(session, request)
-
-    async def _prompt_here(self, session: SessionRecord, request: PromptRequest) -> int:
-        services = self._services
-        if request.request_id is not None:
-            known = await services.store.turn_by_request(session.id, request.request_id)
-            if known is not None:
-                return known.number
-        # A server that died may have left it at work since the janitor's last look.
-        await self.janitor.reconcile_session(await services.store.session_for_server(session.id))
-        policy = services.policy_of(session)
-        check_model(policy, session.model)
-        services.gateway.require_credential()
-        budget = await self._new_cap(session, request.budget_usd, policy)
-        await self._screen(session, session.turn + 1, request.prompt)
-        if session.id not in self._fleet.actors:
-            await self._fleet.make_room()
-        record = TurnRecord(
-            session_id=session.id,
-            number=0,
-            prompt=request.prompt,
-            request_id=request.request_id,
-            started_at=services.clock.now(),
-        )
-        # From the row on, the turn must get its actor, whatever becomes of the one who asked.
-        with anyio.CancelScope(shield=True):
-            turn, begun = await services.store.begin_turn(
-                session.id, record, owner=services.server_id, budget_nano_usd=budget
-            )
-            if not begun:
-                return turn.number
-            actor = self._fleet.actors.get(session.id)
-            if actor is not None and actor.start_turn(turn):
-                return turn.number
-            if actor is not None:
-                await self._fleet.gone(actor)
-            fresh = await services.store.update_session(session.id, owner=services.server_id)
-            self._fleet.start(fresh, policy, turn)
-        return turn.number
-
-    async def _new_cap(self, session: SessionRecord, budget_usd: float | None, policy: Policy) -> int | None:
-        """The session's new cap; None when it stays. What the policy allows is never passed."""
-        present = None if session.budget_nano_usd is None else session.budget_nano_usd / NANO_USD
-        cap = tightest(policy.limits.usd, present if budget_usd is None else budget_usd)
-        if cap is None or (budget_usd is None and cap == present):
-            return None
-        spent = (await self._services.store.cost(session.id)).usd
-        if budget_usd is not None and cap <= spent:
-            message = f"budget_usd: is the session's total cap and must be above the ${spent:.4f} it has spent already."
-            if cap < budget_usd:
-                message += f" The policy {policy.name} allows no more than ${cap:g}."
-            raise RookeryError(ErrorCode.INVALID_ARGUMENT, message)
-        return round(cap * NANO_USD)
+            return await self._prompting.begin(session, request)
 
     # --- undoing ----------------------------------------------------------------------------------------------
 
@@ -241,7 +100,7 @@ class Registry(SessionReader):
             RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``, ``sandbox_lost``,
                 ``storage_unavailable``.
         """
-        async with self._resting(principal, session_id) as session:
+        async with self._holding.resting(principal, session_id) as session:
             return await self._undo.checkpoint(session, label)
 
     async def rewind(
@@ -253,7 +112,7 @@ class Registry(SessionReader):
             RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``, ``checkpoint_not_found``,
                 ``sandbox_lost``, ``storage_unavailable``.
         """
-        async with self._resting(principal, session_id, asleep=not dry_run) as session:
+        async with self._holding.resting(principal, session_id, asleep=not dry_run) as session:
             checkpoint = await self._undo.find(session, checkpoint_id)
             return await self._undo.rewind(session, checkpoint, dry_run=dry_run, conversation=conversation)
 
@@ -268,21 +127,7 @@ class Registry(SessionReader):
             RookeryError: ``session_not_found``, ``checkpoint_not_found``, ``invalid_argument``,
                 ``too_many_sessions``, ``sandbox_unavailable``, ``storage_unavailable``.
         """
-        if not 1 <= count <= MAX_FORKS:
-            raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"count: must be from 1 to {MAX_FORKS}.")
-        request = None if prompt is None else PromptRequest(prompt=prompt)
-        session = await self._services.store.session(principal, session_id)
-        checkpoint = await self._fork_point(session, checkpoint_id)
-        ids = []
-        for number in range(1, count + 1):
-            suffix = f" (fork {number} of {count})" if count > 1 else " (fork)"
-            fork_id = self._services.clock.session_id()
-            async with self._fleet.lock(fork_id):
-                fork = await self._undo.fork(session, checkpoint, fork_id, f"{session.title[:180]}{suffix}")
-                if request is not None:
-                    await self._prompt_here(fork, request)
-            ids.append(fork_id)
-        return ids
+        return await self._forking.fork(principal, session_id, prompt=prompt, checkpoint_id=checkpoint_id, count=count)
 
     async def write_file(self, principal: str, session_id: str, path: str, data: bytes) -> WrittenFile:
         """Write a file into an idle session's workspace; the agent is told before its next prompt.
@@ -292,7 +137,7 @@ class Registry(SessionReader):
                 ``storage_unavailable``.
         """
         # A live agent has its notice already; only a fresh one reads this.
-        async with self._resting(principal, session_id, asleep=True) as session:
+        async with self._holding.resting(principal, session_id, asleep=True) as session:
             sandbox = await open_sandbox(self._services, session)
             shown, created = await write_file(within_reach(sandbox), path, data, workspace_owner(sandbox))
             notice = joined(session.pending_notice, f"The file {shown} was written from outside.")
@@ -300,75 +145,6 @@ class Registry(SessionReader):
             text = f"The file {shown} was written from outside ({len(data):,} bytes)."
             await self._services.store.append_events(session_id, session.turn, [(EventKind.NOTICE, {"text": text})])
         return WrittenFile(session_id=session_id, path=shown, size=len(data), created=created)
-
-    async def _fork_point(self, session: SessionRecord, checkpoint_id: str | None) -> CheckpointRecord:
-        if checkpoint_id is not None:
-            return await self._undo.find(session, checkpoint_id)
-        if not session.state.is_busy and not await self._forwarding.belongs_elsewhere(session):
-            async with self._fleet.lock(session.id):
-                current = await self._services.store.session(session.principal, session.id)
-                if not current.state.is_busy:
-                    return await self._undo.checkpoint(current, "fork")
-        turn = await self._services.store.turn(session.id, session.turn)
-        if turn.checkpoint_id is None:
-            raise RookeryError(
-                ErrorCode.CHECKPOINT_NOT_FOUND,
-                "The session has no checkpoint to fork from yet; try again when its turn has begun.",
-                retryable=True,
-            )
-        return await self._undo.find(session, turn.checkpoint_id)
-
-    @asynccontextmanager
-    async def _resting(self, principal: str, session_id: str, *, asleep: bool = False) -> AsyncIterator[SessionRecord]:
-        """The session while it is idle, held so that no turn begins; with ``asleep`` no agent lives in it either.
-
-        The store knows who holds it: other processes send their commands here meanwhile, and if this one dies, the
-        janitor of the next looks after the session.
-
-        Raises:
-            RookeryError: ``session_not_found``, ``session_busy``, ``session_ended``.
-        """
-        session = await self._services.store.session(principal, session_id)
-        if await self._forwarding.belongs_elsewhere(session):
-            raise RookeryError(
-                ErrorCode.SESSION_BUSY,
-                "The session is held by another server process of this home; try again when it sleeps there "
-                "(after ROOKERY_IDLE_S), or ask that process.",
-            )
-        async with self._fleet.lock(session_id):
-            current = await self._services.store.session(principal, session_id)
-            if current.state.is_terminal:
-                raise RookeryError(
-                    ErrorCode.SESSION_ENDED, "The session has ended; fork_session still works and goes on from it."
-                )
-            if current.state.is_busy:
-                raise RookeryError(
-                    ErrorCode.SESSION_BUSY, "A turn runs in this session; wait for it or call interrupt_session."
-                )
-            if asleep:
-                await self._fleet.dismiss(session_id, Leave.HIBERNATE)
-            async with self._claimed(session_id):
-                yield current
-
-    @asynccontextmanager
-    async def _claimed(self, session_id: str) -> AsyncIterator[None]:
-        """The session's lease, given back at the end unless its agent lives here.
-
-        Raises:
-            RookeryError: ``session_busy``: another process took it first.
-        """
-        store, own = self._services.store, self._services.server_id
-        held = (await store.session_for_server(session_id)).owner
-        if held != own and not await store.claim(session_id, own, expect_owner=held):
-            raise RookeryError(
-                ErrorCode.SESSION_BUSY, "Another Rookery server took this session. Try again in a moment."
-            )
-        try:
-            yield
-        finally:
-            if session_id not in self._fleet.actors:
-                with anyio.CancelScope(shield=True):
-                    await store.claim(session_id, None, expect_owner=own)
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
@@ -493,7 +269,7 @@ class Registry(SessionReader):
         match kind:
             case "prompt":
                 async with self._fleet.lock(session.id):
-                    return {"turn": await self._prompt_here(session, PromptRequest.model_validate(payload))}
+                    return {"turn": await self._prompting.begin(session, PromptRequest.model_validate(payload))}
             case "interrupt":
                 await self.interrupt(session.principal, session.id)
             case "end":
@@ -582,8 +358,3 @@ async def open_registry(services: Services, leases: Leases, *, visiting: bool = 
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(5):
             await services.store.remove_server(services.server_id)
-
-
-def _title(prompt: str) -> str:
-    first = next((line.strip() for line in prompt.splitlines() if line.strip()), "")
-    return first if len(first) <= 60 else f"{first[:59]}…"

@@ -12,23 +12,23 @@ from typing import Any, Final
 import anyio
 import structlog
 from anyio.abc import TaskGroup
-from claude_agent_sdk import AssistantMessage, ClaudeSDKError, Message, ResultMessage, SystemMessage
+from claude_agent_sdk import AssistantMessage, ClaudeSDKError, Message, SystemMessage
 
 from policies import Policy
 from server.agent.agent import Agent
 from server.authority import SessionAuthority
 from server.changes import Changes
-from server.conclusions import Circumstances, Conclusion, conclude, departure, failure_of, refused, start_failure
+from server.conclusions import departure, failure_of, start_failure
 from server.concurrency import background_tasks
 from server.egress import EgressOutlet
-from server.errors import ErrorCode, RookeryError
+from server.endings import ended_record, is_foreign_result, write_end
+from server.errors import RookeryError
 from server.gateway import Grant, classify
-from server.hooks import Stop, Subject
 from server.inbox import AgentLeft, AgentSaid, GoAway, Interrupt, Item, Leave, OpenTurn, StartTurn
-from server.launching import LiveAgent, adopt_sandbox, launch_options, open_sandbox, prepare_again
+from server.launching import LiveAgent
 from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
+from server.placing import Placement
 from server.policy_book import tightest
-from server.sandboxes.base import Sandbox
 from server.services import Services
 from server.snapshots import Snapshots, heal_workspace
 from server.turns import Entry, TurnTracker
@@ -50,9 +50,6 @@ SETTLE_GRACE_S: Final = 2.0
 LEDGER_GRACE_S: Final = 5.0
 """How long a turn's end waits for the ledger entry of its last model request."""
 
-SETTLE_ATTEMPTS: Final = 4
-"""Tries to write a turn's end when the store fails, before the janitor has to."""
-
 
 class SessionActor:
     """Owns one session's agent. Make it, start ``run`` in the registry's task group, send it items."""
@@ -66,7 +63,6 @@ class SessionActor:
         warm: LiveAgent | None = None,
     ) -> None:
         self.session = session
-        self._warm = warm
         self._services = services
         self._policy = policy
         self._send, self._receive = anyio.create_memory_object_stream[Item](INBOX_SIZE)
@@ -80,9 +76,7 @@ class SessionActor:
         self._leaving: Leave | None = None
         self._gone = False
         self._idle_since = anyio.current_time()
-        self.placed = anyio.Event()
-        """Set when the sandbox exists, or when that failed: then ``placement_error`` says why."""
-        self.placement_error: RookeryError | None = None
+        self.placement = Placement(services, warm)
         self.stopped = anyio.Event()
         """Set when the actor is gone and the store says so."""
 
@@ -138,8 +132,7 @@ class SessionActor:
             self._take_unstarted()
             self._receive.close()
             with anyio.CancelScope(shield=True):
-                if self._warm is not None:
-                    await self._warm.closing.aclose()
+                await self.placement.close()
                 await self._settle()
             self.stopped.set()
 
@@ -180,7 +173,7 @@ class SessionActor:
 
     async def _wake(self, stack: AsyncExitStack) -> None:
         """Bring the sandbox and the agent up, and take the turn's checkpoint meanwhile."""
-        sandbox = await self._place()
+        sandbox = await self.placement.sandbox_of(self.session)
         await heal_workspace(self._services, self.session, sandbox)
         self._snapshots.attach(sandbox)
         self._authority.look_at(sandbox.workspace)
@@ -192,7 +185,7 @@ class SessionActor:
 
         async with background_tasks() as beside:
             beside.start_soon(checkpoint)
-            live = await self._prepared(sandbox, stack)
+            live = await self.placement.agent_of(self.session, self._policy, sandbox, stack)
             await self._authority.restore()
             self._take_over(live)
             if not live.agent.alive:
@@ -221,29 +214,6 @@ class SessionActor:
             await self._services.store.append_events(self.session.id, number, [(EventKind.NOTICE, {"text": text})])
         except RookeryError as error:
             log.info("notice could not be written", session_id=self.session.id, error=str(error))
-
-    async def _place(self) -> Sandbox:
-        """The session's sandbox, which tells ``placed`` whether there is one."""
-        try:
-            if self._warm is None:
-                return await open_sandbox(self._services, self.session)
-            await adopt_sandbox(self._services, self.session, self._warm.sandbox)
-            return self._warm.sandbox
-        except RookeryError as error:
-            self.placement_error = error
-            raise
-        finally:
-            self.placed.set()
-
-    async def _prepared(self, sandbox: Sandbox, stack: AsyncExitStack) -> LiveAgent:
-        """The warm agent, if the session got one that lives; else one that is to be started."""
-        warm, self._warm = self._warm, None
-        if warm is not None:
-            await stack.enter_async_context(warm.closing)
-            if warm.agent.alive:
-                return warm
-        options = launch_options(self.session, self._policy, self._services.settings.model)
-        return await prepare_again(self._services, self.session, sandbox, options, stack)
 
     async def _listen(self, agent: Agent) -> None:
         """Forward what the agent says until it is gone."""
@@ -286,7 +256,7 @@ class SessionActor:
         entries: list[Entry] = []
         if self._is_waking(message):
             await self._begin_background()
-        if self._is_foreign_result(message):
+        if is_foreign_result(message, self._turn):
             return
         entries.extend(self._tracker.feed(message))
         if self._turn is not None:
@@ -322,17 +292,6 @@ class SessionActor:
                 return data.get("state") == "running" and self._tracker.agent_state != "running"
             case _:
                 return False
-
-    def _is_foreign_result(self, message: Message) -> bool:
-        """Whether a result answers something else than the present prompt, as when both crossed on the way."""
-        turn = self._turn
-        if not isinstance(message, ResultMessage):
-            return False
-        if turn is None:
-            return True
-        answered = message.user_message_uuids
-        expects = turn.record.origin is TurnOrigin.PROMPT and not turn.resumed
-        return expects and bool(answered) and turn.message_id not in (answered or ())
 
     # --- turns ------------------------------------------------------------------------------------------------
 
@@ -419,71 +378,28 @@ class SessionActor:
         turn = self._turn
         if turn is None:
             return
-        result = self._tracker.result
         if self._grant is not None:
             # What is still on its way into the ledger belongs to this turn.
             with anyio.move_on_after(LEDGER_GRACE_S):
                 await self._grant.quiet()
         upstream = classify(self._grant.failures) if self._grant is not None else None
-        ending = conclude(
-            result,
-            Circumstances(
-                interrupted=turn.interrupted,
-                timed_out=turn.timed_out,
-                upstream=upstream,
-                crash=turn.crash,
-                schema_asked=self.session.output_schema is not None and turn.record.origin is TurnOrigin.PROMPT,
-                timeout_s=turn.timeout_s,
-            ),
-        )
-        text = self._tracker.text
-        if result is not None and result.result and not result.is_error:
-            text = result.result
-        if ending.stop_reason is StopReason.END_TURN:
-            refusal = await self._refusal(text, ending.structured_output)
-            if refusal is not None:
-                ending, text = refusal, ""
-        record = turn.record.model_copy(
-            update={
-                "stop_reason": ending.stop_reason,
-                "error": ending.error,
-                "structured_output": ending.structured_output,
-                "text": text,
-                "denials": self._authority.denials,
-                "sdk_cost_usd": result.total_cost_usd if result is not None else None,
-                "ended_at": self._services.clock.now(),
-            }
+        record = await ended_record(
+            self._services, self.session, turn, self._tracker, upstream=upstream, denials=self._authority.denials
         )
         record = await self._snapshots.end_of(record)
-        waits = ending.stop_reason is StopReason.AWAITING_APPROVAL
-        self.session = await self._write_end(record, SessionState.AWAITING_APPROVAL if waits else self._rest)
+        waits = record.stop_reason is StopReason.AWAITING_APPROVAL
+        self.session = await write_end(
+            self._services.store, record, to=SessionState.AWAITING_APPROVAL if waits else self._rest
+        )
         self._turn = None
         if waits:
             self._leaving = self._leaving or Leave.HIBERNATE
         self._idle_since = anyio.current_time()
 
-    async def _refusal(self, text: str, structured_output: Any) -> Conclusion | None:
-        """How the turn ends instead, if a hook of the user objects to its answer."""
-        session = self.session
-        subject = Subject(session.id, session.principal, session.turn, session.labels)
-        objection = await self._services.hooks.objection(Stop(subject, text, structured_output))
-        return None if objection is None else refused(objection.because)
-
-    async def _write_end(self, record: TurnRecord, to: SessionState) -> SessionRecord:
-        """One transaction for the turn and the state; tried again while the store is unavailable."""
-        for attempt in range(SETTLE_ATTEMPTS):
-            try:
-                return await self._services.store.end_turn(record, to=to)
-            except RookeryError as error:
-                if error.code is not ErrorCode.STORAGE_UNAVAILABLE or attempt == SETTLE_ATTEMPTS - 1:
-                    raise
-                await anyio.sleep(0.25 * 2**attempt)
-        raise AssertionError("unreachable")
-
     @property
     def _rest(self) -> SessionState:
         """Where a turn's end leaves the session: a first turn that got no sandbox leaves nothing to continue."""
-        lost = self.placement_error is not None and self.session.sandbox is None
+        lost = self.placement.error is not None and self.session.sandbox is None
         return SessionState.FAILED if lost else SessionState.IDLE
 
     # --- deadlines --------------------------------------------------------------------------------------------

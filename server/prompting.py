@@ -1,0 +1,93 @@
+"""Giving a session that this process may act for its next prompt."""
+
+from __future__ import annotations
+
+import anyio
+
+from policies import Policy
+from server.errors import ErrorCode, RookeryError
+from server.fleet import Fleet
+from server.hooks import Subject, UserPromptSubmit
+from server.janitor import Janitor
+from server.models import NANO_USD, SessionRecord, TurnRecord
+from server.policy_book import check_model, tightest
+from server.requests import PromptRequest
+from server.services import Services
+
+
+class Prompting:
+    """Starts turns of sessions that exist."""
+
+    def __init__(self, services: Services, fleet: Fleet, janitor: Janitor) -> None:
+        self._services = services
+        self._fleet = fleet
+        self._janitor = janitor
+
+    async def begin(self, session: SessionRecord, request: PromptRequest) -> int:
+        """Start the session's next turn; its number. The caller holds the session's lock.
+
+        Raises:
+            RookeryError: see :meth:`server.registry.Registry.prompt`.
+        """
+        services = self._services
+        if request.request_id is not None:
+            known = await services.store.turn_by_request(session.id, request.request_id)
+            if known is not None:
+                return known.number
+        # A server that died may have left it at work since the janitor's last look.
+        await self._janitor.reconcile_session(await services.store.session_for_server(session.id))
+        policy = services.policy_of(session)
+        check_model(policy, session.model)
+        services.gateway.require_credential()
+        budget = await self._new_cap(session, request.budget_usd, policy)
+        await screen(services, session, session.turn + 1, request.prompt)
+        if session.id not in self._fleet.actors:
+            await self._fleet.make_room()
+        record = TurnRecord(
+            session_id=session.id,
+            number=0,
+            prompt=request.prompt,
+            request_id=request.request_id,
+            started_at=services.clock.now(),
+        )
+        # From the row on, the turn must get its actor, whatever becomes of the one who asked.
+        with anyio.CancelScope(shield=True):
+            turn, begun = await services.store.begin_turn(
+                session.id, record, owner=services.server_id, budget_nano_usd=budget
+            )
+            if not begun:
+                return turn.number
+            actor = self._fleet.actors.get(session.id)
+            if actor is not None and actor.start_turn(turn):
+                return turn.number
+            if actor is not None:
+                await self._fleet.gone(actor)
+            fresh = await services.store.update_session(session.id, owner=services.server_id)
+            self._fleet.start(fresh, policy, turn)
+        return turn.number
+
+    async def _new_cap(self, session: SessionRecord, budget_usd: float | None, policy: Policy) -> int | None:
+        """The session's new cap; None when it stays. What the policy allows is never passed."""
+        present = None if session.budget_nano_usd is None else session.budget_nano_usd / NANO_USD
+        cap = tightest(policy.limits.usd, present if budget_usd is None else budget_usd)
+        if cap is None or (budget_usd is None and cap == present):
+            return None
+        spent = (await self._services.store.cost(session.id)).usd
+        if budget_usd is not None and cap <= spent:
+            message = f"budget_usd: is the session's total cap and must be above the ${spent:.4f} it has spent already."
+            if cap < budget_usd:
+                message += f" The policy {policy.name} allows no more than ${cap:g}."
+            raise RookeryError(ErrorCode.INVALID_ARGUMENT, message)
+        return round(cap * NANO_USD)
+
+
+async def screen(services: Services, session: SessionRecord, turn: int, prompt: str) -> None:
+    """Show a prompt to the user's hooks.
+
+    Raises:
+        RookeryError: ``policy_denied``.
+    """
+    subject = Subject(session.id, session.principal, turn, session.labels)
+    objection = await services.hooks.objection(UserPromptSubmit(subject, prompt))
+    if objection is not None:
+        raise RookeryError(ErrorCode.POLICY_DENIED, f"A hook of this server refuses the prompt: {objection.because}")
