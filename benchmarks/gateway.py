@@ -26,6 +26,8 @@ from typing import Any, Final
 import anyio
 import httpx2
 
+from policies import load_policy
+
 MODEL: Final = "claude-sonnet-4-5"
 TOKEN_FILE: Final = "token"
 CONVERSATION_BYTES: Final = 50_000
@@ -103,11 +105,12 @@ async def serve_gateway(directory: Path) -> None:
         await store.create_session(session, TurnRecord(session_id="bench", number=1, prompt="x", started_at=now))
         upstream = Upstream("http://upstream", socket=directory / "upstream.sock", trust_env=False)
         gateway = Gateway(upstream, store, PriceBook(), SYSTEM_CLOCK, budgets=store, caps=Caps(), owner="bench")
-        tokens = []
+        tokens, policy = [], load_policy("workspace")
         # A session has at most 32 requests under way: as many grants as the concurrent part needs sessions.
         for _ in range(16):
             grant = gateway.open_grant()
             grant.bind(session_id="bench", root_id="bench", principal="local")
+            grant.terms = lambda: policy
             tokens.append(grant.token)
         (directory / TOKEN_FILE).write_text("\n".join(tokens))
         async with anyio.create_task_group() as group:

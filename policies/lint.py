@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from policies.errors import PolicyError
 from policies.globs import PathPattern
@@ -15,6 +16,10 @@ from policies.policy import Policy
 from policies.rules import READ_TOOLS, Rule, ToolNames, When
 from policies.shell import programs
 from policies.types import Effect
+
+
+MODEL_ALIASES: Final = frozenset({"default", "fable", "haiku", "opus", "opusplan", "sonnet"})
+"""Short names of models that the CLI takes."""
 
 
 class Severity(StrEnum):
@@ -164,6 +169,15 @@ def _doubtful_rules(layer: Layer) -> list[Finding]:
         text = f"the rule {rule.id!r} {message}"
         found.append(Finding(Severity.WARNING, text, remedy, rule.id, rule.file, rule.line))
 
+    for alias in sorted(MODEL_ALIASES.intersection(layer.models)):
+        found.append(
+            Finding(
+                Severity.WARNING,
+                f"the model {alias!r} is a short name, but the gateway is asked for full ones",
+                f"write claude-{alias}-*" if alias not in ("default", "opusplan") else "write full names",
+                file=layer.policy,
+            )
+        )
     blanket = [rule for rule in layer.rules if rule.effect is Effect.ALLOW and _is_blanket(rule)]
     for rule in layer.rules:
         if not rule.because:

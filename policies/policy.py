@@ -65,6 +65,12 @@ class Policy:
         """Tools of the Messages API that the gateway may let through: what the CLI's own WebSearch asks for."""
         return frozenset({"web_search"}) if self.could_allow("WebSearch") else frozenset()
 
+    @cached_property
+    def models(self) -> str:
+        """The models that sessions may use, in words."""
+        bounds = [" or ".join(layer.models) for layer in self.layers if layer.models]
+        return " that are also ".join(dict.fromkeys(bounds)) or "any model"
+
     def permits_model(self, model: str) -> bool:
         """Whether every layer lets sessions use a model of this name."""
         return all(

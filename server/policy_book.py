@@ -169,7 +169,8 @@ def check_model(policy: Policy, model: str | None) -> None:
     """
     if model is not None and not policy.permits_model(model):
         raise RookeryError(
-            ErrorCode.INVALID_ARGUMENT, f"model: the policy {policy.name} does not allow this model; name another."
+            ErrorCode.INVALID_ARGUMENT,
+            f"model: the policy {policy.name} does not allow this model, only {policy.models}; use a full model name.",
         )
 
 

@@ -197,7 +197,7 @@ class SessionActor:
     def _take_over(self, live: LiveAgent) -> None:
         """Make an agent this session's, before it runs: one that resumes asks for its deferred call at once."""
         session = self.session
-        live.grant.server_tools = self._policy.server_tools
+        live.grant.terms = lambda: self._services.policy_of(session)
         live.grant.bind(session_id=session.id, root_id=session.root_id, principal=session.principal)
         live.gate.authority = self._authority
         if live.outlet is not None:

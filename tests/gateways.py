@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -144,6 +145,17 @@ def closing(usage: Any) -> list[bytes]:
     return [event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage), event("message_stop")]
 
 
+@dataclass(frozen=True)
+class GrantTerms:
+    """What a policy says about the model: everything is allowed unless a test says otherwise."""
+
+    server_tools: frozenset[str] = frozenset()
+    models: str = "*"
+
+    def permits_model(self, model: str) -> bool:
+        return fnmatchcase(model, self.models)
+
+
 @dataclass
 class House:
     """A serving gateway with all that a test looks at."""
@@ -155,9 +167,10 @@ class House:
     def grant(self, session_id: str = "session-1", **features: Any) -> Grant:
         """A bound grant."""
         grant = self.gateway.open_grant()
-        grant.bind(session_id=session_id, root_id=session_id, principal="local")
+        grant.bind(session_id=session_id, root_id=features.get("root_id", session_id), principal="local")
         grant.turn = 1
-        grant.server_tools = frozenset(features.get("server_tools", ()))
+        terms = GrantTerms(frozenset(features.get("server_tools", ())), features.get("model_allowed", "*"))
+        grant.terms = lambda: terms
         return grant
 
     def client(self, token: str, **headers: str) -> httpx2.AsyncClient:

@@ -15,12 +15,13 @@ import anyio
 import anyio.lowlevel
 import structlog
 
+from server.errors import RookeryError
 from server.gateway.account import Account
 from server.gateway.admission import Admission
 from server.gateway.failures import is_credit_exhausted, no_credential
-from server.gateway.grants import Binding, Grant
+from server.gateway.grants import Binding, Grant, Terms
 from server.gateway.limiter import FleetLimiter, Slot
-from server.gateway.refusals import JSON, Cause, Refusal, bad_gateway, error_body, too_much
+from server.gateway.refusals import JSON, Cause, Refusal, bad_gateway, error_body, forbidden, too_much
 from server.gateway.requests import Inbound, Outbound, build, read_body
 from server.gateway.responses import EVENT_STREAM, Headers, Reply, passed_headers, with_header
 from server.gateway.upstream import Credential, Upstream, headers_with
@@ -110,12 +111,28 @@ class Exchange:
         content = await read_body(self._inbound, receive)
         grant.held_bytes += len(content)
         try:
-            outbound = build(self._inbound, content, grant.server_tools)
+            terms = self._terms()
+            outbound = build(self._inbound, content, terms.server_tools)
+            if outbound.model is not None and not terms.permits_model(outbound.model):
+                raise forbidden(f"The policy does not allow the model {outbound.model}, only {terms.models}.")
         finally:
             grant.held_bytes -= len(content)
         if outbound.removed:
             _log.warning("removed_from_request", session_id=self._binding.session_id, removed=outbound.removed)
         return outbound
+
+    def _terms(self) -> Terms:
+        """The policy in force.
+
+        Raises:
+            Refusal: there is none, or it cannot be read: nothing passes then.
+        """
+        try:
+            if self._grant.terms is not None:
+                return self._grant.terms()
+        except RookeryError as error:
+            _log.warning("policy_not_read", session_id=self._binding.session_id, error=str(error))
+        raise forbidden("The policy of this session cannot be read, so no request is made.")
 
     async def _forward(self, outbound: Outbound) -> None:
         """Send the request when the fleet may, with what the budgets cover."""

@@ -8,9 +8,10 @@ a 256-bit random value, so a plain hash is enough), and a revoked token is forgo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 
@@ -45,6 +46,24 @@ class UpstreamFailure:
     refused: Cause | None = None
 
 
+class Terms(Protocol):
+    """What a policy says about the use of the model; :class:`policies.Policy` says it."""
+
+    @property
+    def server_tools(self) -> frozenset[str]:
+        """Features run by the provider that may be asked for: see :mod:`server.gateway.features`."""
+        ...
+
+    @property
+    def models(self) -> str:
+        """The models that may be used, in words for the agent."""
+        ...
+
+    def permits_model(self, model: str) -> bool:
+        """Whether a model of this name may be used."""
+        ...
+
+
 @dataclass(frozen=True)
 class Binding:
     """Whose requests these are."""
@@ -65,8 +84,9 @@ class Grant:
     _table: GrantTable = field(repr=False)
     turn: int = 0
     """Number of the session's turn that requests are booked on; set by the session's actor."""
-    server_tools: frozenset[str] = frozenset()
-    """Features run by the provider that the policy allows: see :mod:`server.gateway.features`."""
+    terms: Callable[[], Terms] | None = None
+    """The policy in force, asked for each request so that a tightened one holds at once. None, or one that raises,
+    lets no request pass."""
     failures: list[UpstreamFailure] = field(default_factory=list)
     """Failures since the actor last cleared them, oldest first, at most :data:`MAX_FAILURES`. A request that
     succeeds takes the upstream's earlier failures away: they were overcome."""

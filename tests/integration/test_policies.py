@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -103,6 +104,29 @@ async def test_a_policy_bounds_model_turns_money_and_models(tmp_path: Path) -> N
         assert refused.value.code is ErrorCode.INVALID_ARGUMENT
 
 
+async def test_r25_a_subagent_gets_no_model_that_the_policy_does_not_name(tmp_path: Path) -> None:
+    """R25, through the real CLI: the gateway refuses the subagent's model, and the session goes on with its own."""
+    policies = policy_dir(tmp_path, own=limited("{turns: 9}") + 'models: ["claude-sonnet-*"]\n')
+    asked = {"description": "x", "prompt": "x", "subagent_type": "general-purpose"}
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        steps = [{"tool": "Agent", "input": asked | {"model": "haiku", "run_in_background": False}}, REPLY]
+        outcome = await run(registry, steps, policy="own", model="claude-sonnet-4-5")
+        assert "does not allow the model claude-haiku" in outcome.text
+        assert outcome.stop_reason is StopReason.END_TURN
+
+
+async def test_a_model_that_is_no_longer_allowed_is_refused_in_running_sessions(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, own=limited("{turns: 9}") + 'models: ["claude-sonnet-*"]\n')
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        session = await begin(registry, "own", REPLY, model="claude-sonnet-4-5")
+        write(policies / "own.yaml", limited("{turns: 9}") + 'models: ["claude-haiku-*"]\n')
+        await _let_go(registry, session)
+        outcome = await settled(registry, session)
+        assert outcome.error is not None
+        assert outcome.error.code is ErrorCode.POLICY_DENIED
+        assert "only claude-haiku-*" in outcome.error.message
+
+
 async def test_a_policy_bounds_the_wall_time_of_a_turn(tmp_path: Path) -> None:
     policies = policy_dir(tmp_path, brief=limited("{wall: 2s}"))
     async with open_house(tmp_path / "home", policy_dir=policies) as registry:
@@ -147,13 +171,7 @@ async def test_conditions_on_state_outlive_the_server(tmp_path: Path) -> None:
 async def test_a_tightened_file_holds_for_a_turn_that_runs(tmp_path: Path) -> None:
     policies = policy_dir(tmp_path, living=limited("{}"))
     async with open_house(tmp_path / "home", policy_dir=policies) as registry:
-        waiting = bash("echo > started; while [ ! -e /workspace/go ]; do sleep 0.05; done")
-        session_id = await spawn(registry, [waiting, bash("touch made"), REPLY], policy="living")
-        await seen(registry, session_id, EventKind.TOOL_CALL)
-        with anyio.fail_after(PATIENCE_S):
-            # The event comes before the call is judged; the file tells that it runs.
-            while not (await registry.list_files(ME, session_id)).entries:
-                await anyio.sleep(0.05)
+        session_id = await begin(registry, "living", bash("touch made"), REPLY)
         write(policies / "living.yaml", NO_TOUCH)
         await _let_go(registry, session_id)
         outcome = await settled(registry, session_id)
@@ -205,6 +223,18 @@ async def test_every_decision_is_in_the_audit_with_who_decided(tmp_path: Path) -
         assert len(rows[1].policy_digest) == len(rows[1].request_digest) == 64
         assert rows[0].latency_us > 0
         assert await registry.decisions("somebody-else") == []
+
+
+async def begin(registry: Registry, policy: str, *then: dict[str, Any], **request: Any) -> str:
+    """A session that is in the midst of a command, which waits for :func:`_let_go`."""
+    waiting = bash("echo > started; while [ ! -e /workspace/go ]; do sleep 0.05; done")
+    session_id = await spawn(registry, [waiting, *then], policy=policy, **request)
+    await seen(registry, session_id, EventKind.TOOL_CALL)
+    with anyio.fail_after(PATIENCE_S):
+        # The event comes before the call is judged; the file tells that it runs.
+        while not (await registry.list_files(ME, session_id)).entries:
+            await anyio.sleep(0.05)
+    return session_id
 
 
 async def _let_go(registry: Registry, session_id: str) -> None:

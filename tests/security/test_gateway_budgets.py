@@ -49,10 +49,7 @@ class Bank:
         record = SessionRecord.model_validate(values | fields)
         turn = TurnRecord(session_id=session_id, number=1, prompt="x", started_at=now)
         await self.store.create_session(record, turn)
-        grant = self.house.gateway.open_grant()
-        grant.bind(session_id=session_id, root_id=record.root_id, principal="local")
-        grant.turn = 1
-        return grant
+        return self.house.grant(session_id, root_id=record.root_id)
 
 
 @asynccontextmanager

@@ -11,7 +11,20 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.gateways import CANARY, MODEL, PATIENCE_S, FakeUpstream, House, gateway_before, replies, request
+from server.errors import ErrorCode, RookeryError
+from server.gateway import classify
+from server.gateway.grants import Terms
+from tests.gateways import (
+    CANARY,
+    MODEL,
+    PATIENCE_S,
+    FakeUpstream,
+    GrantTerms,
+    House,
+    gateway_before,
+    replies,
+    request,
+)
 
 ANSWER = {"model": MODEL, "usage": {"input_tokens": 1, "output_tokens": 1}, "content": []}
 
@@ -475,6 +488,43 @@ async def test_g02_one_sandbox_cannot_use_up_the_connections_of_all(monkeypatch:
             assert (await client.post("/v1/messages", json=request())).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+async def test_r25_a_model_that_the_policy_does_not_name_is_not_asked(path: str) -> None:
+    """Row R25: whatever model a subagent or a program in the sandbox asks for, the policy's are all there is."""
+    async with gateway_before(replies(200, ANSWER)) as (house, fake):
+        grant = house.grant(model_allowed="claude-sonnet-*")
+        async with house.client(grant.token) as client:
+            for model in ("claude-opus-4-1", "CLAUDE-SONNET-4-5", "x-claude-sonnet-4-5"):
+                response = await client.post(path, json=request(model=model))
+                assert response.status_code == 403
+                assert response.headers["x-should-retry"] == "false"
+                assert model in response.json()["error"]["message"]
+            assert not fake.seen
+            assert (await client.post(path, json=request(model="claude-sonnet-4-5"))).status_code == 200
+        if path == "/v1/messages":
+            error = classify(grant.failures)
+            assert error is not None
+            assert error.code is ErrorCode.POLICY_DENIED
+
+
+async def test_r23_no_request_passes_while_the_policy_cannot_be_read() -> None:
+    """Row R23: fail closed, whatever goes wrong with the policy."""
+
+    def unreadable() -> Terms:
+        raise RookeryError(ErrorCode.INVALID_ARGUMENT, "the file is broken")
+
+    def broken() -> Terms:
+        raise KeyError("a fault of ours")
+
+    async with gateway_before(replies(200, ANSWER)) as (house, fake):
+        grant = house.grant()
+        async with house.client(grant.token) as client:
+            for terms, status in ((unreadable, 403), (broken, 500), (None, 403)):
+                grant.terms = terms
+                assert (await client.post("/v1/messages", json=request())).status_code == status
+        assert not fake.seen
+
+
 async def test_x07_a_token_works_for_its_life_only() -> None:
     """Row X07: replay before the session, after its end."""
     async with gateway_before(replies(200, ANSWER)) as (house, fake):
@@ -485,6 +535,8 @@ async def test_x07_a_token_works_for_its_life_only() -> None:
             assert unbound.status_code == 403
             assert unbound.headers["x-should-retry"] == "false"
             grant.bind(session_id="s", root_id="s", principal="p")
+            assert (await client.post("/v1/messages", json=request())).status_code == 403, "no policy, no request"
+            grant.terms = GrantTerms
             assert (await client.post("/v1/messages", json=request())).status_code == 200
             grant.revoke()
             assert (await client.post("/v1/messages", json=request())).status_code == 401

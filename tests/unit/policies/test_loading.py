@@ -189,6 +189,13 @@ def test_lint_warns_of_what_is_likely_not_meant() -> None:
     assert str(findings["py"]).startswith("test.yaml:3: warning: the rule 'py' allows python")
 
 
+def test_lint_warns_of_short_names_of_models_which_no_request_carries() -> None:
+    policy = parse_policy("version: 1\nmodels: [claude-haiku-*, sonnet]\n", name="short")
+    (finding,) = lint(policy)
+    assert (finding.severity, finding.remedy) == (Severity.WARNING, "write claude-sonnet-*")
+    assert "'sonnet'" in finding.message
+
+
 def test_an_exact_rule_beside_a_prefix_is_not_taken_for_dead() -> None:
     policy_of(
         "{id: git, effect: allow, tools: [Bash], when: {argv: [git]}}",
