@@ -17,7 +17,6 @@ from policies.rules import READ_TOOLS, Rule, ToolNames, When
 from policies.shell import programs
 from policies.types import Effect
 
-
 MODEL_ALIASES: Final = frozenset({"default", "fable", "haiku", "opus", "opusplan", "sonnet"})
 """Short names of models that the CLI takes."""
 
@@ -169,15 +168,15 @@ def _doubtful_rules(layer: Layer) -> list[Finding]:
         text = f"the rule {rule.id!r} {message}"
         found.append(Finding(Severity.WARNING, text, remedy, rule.id, rule.file, rule.line))
 
-    for alias in sorted(MODEL_ALIASES.intersection(layer.models)):
-        found.append(
-            Finding(
-                Severity.WARNING,
-                f"the model {alias!r} is a short name, but the gateway is asked for full ones",
-                f"write claude-{alias}-*" if alias not in ("default", "opusplan") else "write full names",
-                file=layer.policy,
-            )
+    found += [
+        Finding(
+            Severity.WARNING,
+            f"the model {alias!r} is a short name, but the gateway is asked for full ones",
+            "write full names" if alias in ("default", "opusplan") else f"write claude-{alias}-*",
+            file=layer.policy,
         )
+        for alias in sorted(MODEL_ALIASES.intersection(layer.models))
+    ]
     blanket = [rule for rule in layer.rules if rule.effect is Effect.ALLOW and _is_blanket(rule)]
     for rule in layer.rules:
         if not rule.because:
