@@ -109,7 +109,8 @@ async def test_r25_a_subagent_gets_no_model_that_the_policy_does_not_name(tmp_pa
     policies = policy_dir(tmp_path, own=limited("{turns: 9}") + 'models: ["claude-sonnet-*"]\n')
     asked = {"description": "x", "prompt": "x", "subagent_type": "general-purpose"}
     async with open_house(tmp_path / "home", policy_dir=policies) as registry:
-        steps = [{"tool": "Agent", "input": asked | {"model": "haiku", "run_in_background": False}}, REPLY]
+        given = asked | {"model": "haiku", "run_in_background": False}
+        steps: list[dict[str, Any]] = [{"tool": "Agent", "input": given}, REPLY]
         outcome = await run(registry, steps, policy="own", model="claude-sonnet-4-5")
         assert "does not allow the model claude-haiku" in outcome.text
         assert outcome.stop_reason is StopReason.END_TURN
