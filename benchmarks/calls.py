@@ -78,7 +78,7 @@ async def seed(home: Path) -> None:
 
 def serve() -> None:
     """The server process: Rookery with one tool more, which does nothing."""
-    from rookery.serving import serve_stdio
+    from rookery.serving.stdio import serve_stdio
     from server.models import Record
     from server.requests import Request
     from server.settings import Settings

@@ -42,6 +42,11 @@ class BackgroundBackend:
         self._error: RookeryError | None = None
         self._failed_at = 0.0
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the registry serves now."""
+        return self._registry is not None and not self._stopping.is_set()
+
     def start(self) -> None:
         """Begin to open the registry, if that has not been done."""
         self._wanted.set()

@@ -12,7 +12,7 @@ def main() -> None:
     the library of the command line is imported, which costs a twentieth of that time.
     """
     if sys.argv[1:] == ["serve"]:
-        from rookery.serving import run_stdio
+        from rookery.serving.stdio import run_stdio
 
         run_stdio()
         return

@@ -31,22 +31,24 @@ app.command()(policy_commands.audit)
 def serve(
     http: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Serve streamable HTTP on this loopback address instead of stdio."),
+        typer.Option(
+            metavar="HOST:PORT|unix:PATH", help="Serve streamable HTTP on this address or Unix socket instead of stdio."
+        ),
     ] = None,
 ) -> None:
     """Serve MCP: on stdin and stdout for one client, or over HTTP for many."""
-    from rookery import serving
-
     if http is None:
-        serving.run_stdio()
+        from rookery.serving.stdio import run_stdio
+
+        run_stdio()
         return
-    host, port = _address(http)
-    if not serving.is_loopback(host):
-        _fail(
-            f"--http serves the loopback only (127.0.0.1, ::1, localhost), since it has no authentication; not {host}."
-        )
+    from rookery.serving.http import run_http
+    from rookery.web.addresses import Address
+
     try:
-        serving.run_http(host, port, announce=lambda url: typer.echo(f"Rookery serves MCP at {url}", err=True))
+        run_http(Address.parse(http), announce=lambda url: typer.echo(f"Rookery serves MCP at {url}", err=True))
+    except ValueError as error:
+        _fail(f"--http {http}: {error}")
     except OSError as error:
         _fail(f"Cannot listen on {http}: {error.strerror}. Choose another port.", code=1)
 
@@ -138,14 +140,6 @@ def _run(command: Command) -> None:
     settings = load_settings()
     configure_logging("error")
     raise typer.Exit(anyio.run(administration.run, settings, command))
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or int(port) > 65_535:
-        _fail(f"--http takes HOST:PORT, as in 127.0.0.1:8930; not {text}.")
-    return host, int(port)
 
 
 def _fail(message: str, *, code: int = USAGE_ERROR) -> NoReturn:

@@ -88,6 +88,15 @@ class Settings(BaseSettings):
         default=(), description="Python functions (comma separated, Event=package.module:function) that may object"
     )
     hook_timeout_s: float = Field(default=5, gt=0, le=20, description="longest that one of these functions may take")
+    public_url: str | None = Field(
+        default=None, pattern=r"^https?://[^/\s?#@]+/?$", description="URL by which clients reach the HTTP server"
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="origins (comma separated) whose pages may call the HTTP server from a browser"
+    )
+    http_connections: int = Field(default=1000, ge=1, le=100_000, description="HTTP connections at once")
+    http_sessions: int = Field(default=1000, ge=1, le=100_000, description="open HTTP sessions of the older protocol")
+    drain_s: float = Field(default=3, ge=0, le=3600, description="how long work under way may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="what stderr gets")
 
     credential_file: Path | None = Field(
@@ -115,6 +124,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split_hooks(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().lower().rstrip("/") for part in value.split(",") if part.strip())
+        return value
 
     @field_validator("git_hosts", mode="before")
     @classmethod

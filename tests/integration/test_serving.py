@@ -1,4 +1,4 @@
-"""``rookery serve`` as a process: both eras over stdio and HTTP, hostile input, an end that leaves nothing behind."""
+"""``rookery serve`` as a process: both eras over stdio, hostile input, an end that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx2
 import pytest
 from mcp import Client, StdioServerParameters
 
 from server.gateway.scripted import prompt_with
 from tests.house import bash
-from tests.surface import ERAS, EXIT_S, INITIALIZE, Era, ProgressLog, Wire, alive, answer_of, environment, serving
+from tests.surface import ERAS, EXIT_S, INITIALIZE, Era, ProgressLog, alive, answer_of, environment, serving
 
 HOLD = prompt_with([bash("echo held > held; sleep 600")])
 SAY = prompt_with([{"text": "said"}])
@@ -32,12 +29,12 @@ def noise():
         os.write(1, b"a stray write\\n")
         os.system("echo a stray child")
         time.sleep(0.02)
-import rookery.serving
-served = rookery.serving._serve_wire
+import rookery.serving.stdio
+served = rookery.serving.stdio._serve_wire
 async def noisy(*arguments):
     threading.Thread(target=noise, daemon=True).start()
     await served(*arguments)
-rookery.serving._serve_wire = noisy
+rookery.serving.stdio._serve_wire = noisy
 from rookery.cli import main
 sys.argv[1:] = ["serve"]
 main()
@@ -198,57 +195,3 @@ def test_a_setting_out_of_bounds_is_named_and_nothing_is_served(tmp_path: Path) 
     assert done.returncode == 2
     assert "ROOKERY_MAX_SESSIONS" in done.stderr
     assert done.stdout == ""
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
-def test_p09_nothing_but_the_loopback_is_served_without_authentication(tmp_path: Path, host: str) -> None:
-    """P09: an unauthenticated bind to other addresses is refused."""
-    done = subprocess.run(
-        [sys.executable, "-m", "rookery", "serve", "--http", f"[{host}]:0" if ":" in host else f"{host}:0"],
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "loopback" in done.stderr
-
-
-@contextmanager
-def serving_http(home: Path) -> Iterator[tuple[str, Wire]]:
-    command = [sys.executable, "-m", "rookery", "serve", "--http", "127.0.0.1:0"]
-    with serving(home, command=command) as wire:
-        assert wire.process.stderr is not None
-        announced = wire.process.stderr.readline().decode()
-        yield announced.split()[-1], wire
-
-
-@pytest.mark.parametrize("era", ERAS)
-async def test_a_client_over_http_spawns_and_the_server_ends_with_its_agents(tmp_path: Path, era: Era) -> None:
-    with serving_http(tmp_path) as (url, wire):
-        progress = ProgressLog()
-        with anyio.fail_after(60):
-            async with Client(url, mode=era) as client:
-                result = await client.call_tool("spawn_agent", {"prompt": SAY}, progress_callback=progress)
-                assert answer_of(result)["text"] == "said"
-                assert progress.numbers
-                held = answer_of(await client.call_tool("spawn_agent", {"prompt": HOLD, "wait_s": 0}))
-                with anyio.fail_after(30):
-                    path = tmp_path / "sandboxes" / held["session_id"] / "workspace" / "held"
-                    while not path.exists():
-                        await anyio.sleep(0.02)
-        family = wire.descendants()
-        wire.process.send_signal(signal.SIGTERM)
-        assert await anyio.to_thread.run_sync(wire.wait) == 0
-        assert not alive(family)
-
-
-def test_p06_a_rebound_name_and_a_foreign_origin_are_refused(tmp_path: Path) -> None:
-    """P06: Host and Origin are checked on every request."""
-    ping = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": INITIALIZE}
-    accept = {"accept": "application/json, text/event-stream"}
-    with serving_http(tmp_path) as (url, _), httpx2.Client(trust_env=False) as browser:
-        assert browser.post(url, json=ping, headers=accept).status_code == 200
-        assert browser.post(url, json=ping, headers={**accept, "host": "evil.example:80"}).status_code == 421
-        assert browser.post(url, json=ping, headers={**accept, "origin": "http://evil.example"}).status_code == 403

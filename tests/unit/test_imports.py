@@ -119,7 +119,7 @@ def test_the_imports_of_the_front_door_stay_light_until_a_client_has_its_answer(
         "typer",
     }
     seen: set[str] = set()
-    waiting = ["rookery.cli", "rookery.serving"]
+    waiting = ["rookery.cli", "rookery.serving.stdio"]
     paths = {module: path for package in PACKAGES for module, path in modules(package)}
     while waiting:
         module = waiting.pop()

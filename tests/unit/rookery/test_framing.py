@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rookery.stdio import LineFramer, TooLong, _id_of
+from rookery.serving.wire import LineFramer, TooLong, _id_of
 
 LINES = st.lists(st.binary(max_size=40).map(lambda line: line.replace(b"\n", b"")), max_size=8)
 

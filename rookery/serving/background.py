@@ -1,0 +1,78 @@
+"""What every way of serving stands on: the registry's start behind it, signals, and an orderly end.
+
+The end of input, SIGTERM and SIGINT all lead the same way out: the transport stops, calls in flight are cancelled,
+and the registry interrupts its agents, flushes their transcripts and ends their processes within bounds of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup, TaskStatus
+
+from rookery.backend import BackgroundBackend
+from tools.backend import Registry
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+
+def log_to_stderr() -> None:
+    """Plain warnings until the background start brings the structured log, whose library takes a while to import."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="level=%(levelname)s event=%(message)r")
+
+
+@asynccontextmanager
+async def background(
+    settings: Settings, *, on_signal: Callable[[], None]
+) -> AsyncIterator[tuple[BackgroundBackend, TaskGroup]]:
+    """The backend at work, and a task group for what goes on beside it; on leaving, its registry is closed.
+
+    Signals are taken until the very end: clients that close the input send SIGTERM some two seconds later, and that
+    must not cut the closing short.
+
+    Args:
+        on_signal: called for each SIGTERM and SIGINT.
+    """
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Registry]:
+        # In a thread, for the import takes about a second and the event loop has a client to answer.
+        open_registry = await anyio.to_thread.run_sync(_prepare, settings)
+        async with open_registry(settings) as registry:
+            yield registry
+
+    backend = BackgroundBackend(opened)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(_take_signals, on_signal)
+        async with anyio.create_task_group() as keeping:
+            keeping.start_soon(backend.run)
+            try:
+                yield backend, tasks
+            finally:
+                backend.stop()
+        tasks.cancel_scope.cancel()
+
+
+def _prepare(settings: Settings) -> Callable[[Settings], AbstractAsyncContextManager[Registry]]:
+    """Everything slow that needs no event loop."""
+    from server.telemetry import configure_logging
+
+    configure_logging(settings.log_level)
+    from rookery.application import open_registry
+
+    return open_registry
+
+
+async def _take_signals(act: Callable[[], None], *, task_status: TaskStatus[None]) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for _ in signals:
+            act()

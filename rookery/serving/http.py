@@ -1,0 +1,116 @@
+"""``rookery serve --http``: streamable HTTP for many clients, on an address or a Unix socket."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import uvicorn
+
+from rookery.configuration import load_settings
+from rookery.serving.background import background, log_to_stderr
+from rookery.state_key import state_key
+from rookery.web.addresses import Address, Names
+from rookery.web.app import build_app
+from rookery.web.health import Health
+from rookery.web.protocol import TimelyProtocol
+from server.callers import LOCAL
+from tools.server import build_server
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+KEEP_ALIVE_S: Final = 15
+"""How long a connection without a request is kept."""
+
+
+def run_http(address: Address, *, announce: Callable[[str], None]) -> None:
+    """The command ``rookery serve --http``; see :func:`serve_http`."""
+    settings = load_settings()
+    log_to_stderr()
+    anyio.run(functools.partial(serve_http, settings, address, announce=announce))
+
+
+def objection(settings: Settings, address: Address) -> str | None:
+    """Why an address must not be served with these settings; None when it may be (row P09)."""
+    if not address.is_private:
+        return (
+            f"{address.host} can be reached by others, and nothing asks them who they are: serve the loopback "
+            "(127.0.0.1, ::1, localhost) or a Unix socket."
+        )
+    if address.is_wildcard and settings.public_url is None:
+        return (
+            f"{address.host} is no name: set ROOKERY_PUBLIC_URL to the URL that clients use, as in "
+            "https://agents.example.com, so that requests to other names can be refused."
+        )
+    return None
+
+
+async def serve_http(settings: Settings, address: Address, *, announce: Callable[[str], None]) -> None:
+    """Serve any number of clients over streamable HTTP until a signal comes.
+
+    The first signal drains: nothing new is taken, and what is under way may finish within ``ROOKERY_DRAIN_S``. The
+    second ends it at once.
+
+    Args:
+        address: where; one that :func:`objection` has nothing against.
+        announce: told the URL once clients can connect.
+
+    Raises:
+        OSError: the address cannot be had.
+        ValueError: the address must not be served with these settings.
+    """
+    against = objection(settings, address)
+    if against is not None:
+        raise ValueError(against)
+    http: _Server | None = None
+
+    def leave() -> None:
+        if http is not None:
+            http.leave()
+
+    with address.listening() as listener:
+        async with background(settings, on_signal=leave) as (backend, _):
+            health = Health(backend)
+            server = build_server(
+                backend, max_wait_s=settings.max_wait_s, state_key=state_key(settings.home), caller=LOCAL
+            )
+            names = Names.of(address, settings.public_url, settings.allowed_origins)
+            http = _Server(build_app(server, settings, names, health), settings, health)
+            backend.start()
+            announce(address.url(listener))
+            await http.serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, ended by us: it would take signals for itself and raise them again before the registry has closed."""
+
+    def __init__(self, app: object, settings: Settings, health: Health) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]
+                http=TimelyProtocol,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=settings.http_connections,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+            )
+        )
+        self._health = health
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+    def leave(self) -> None:
+        """Drain; called again, end at once."""
+        self._health.draining = True
+        self.force_exit = self.should_exit
+        self.should_exit = True
