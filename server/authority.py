@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 from policies import Decision, Effect, Facts, Policy, ToolRequest, ToolUse, decide
 from policies.types import LinkLookup
 from server.agent.permissions import Verdict
 from server.approvals import ApprovalDesk
 from server.changes import Changes
-from server.files import workspace_links
+from server.files import WorkspaceFiles
 from server.history import CallHistory
 from server.hooks import Objection, PostToolUse, PreToolUse, Subject
 from server.models import Decider, DecisionRecord, EventKind, SessionRecord
@@ -32,13 +31,13 @@ class SessionAuthority:
         self._denied: Counter[str] = Counter()
         self._history = CallHistory()
         self._desk = ApprovalDesk(services, session, changes)
-        self._links: LinkLookup = {}
+        self._files: WorkspaceFiles | None = None
         self._rewritten: dict[tuple[str, str], ToolRequest] = {}
         self._fault: str | None = None
 
-    def look_at(self, workspace: Path | None) -> None:
-        """Where the workspace lies on this host, so that links in it are seen as the sandbox sees them."""
-        self._links = {} if workspace is None else workspace_links(workspace)
+    def look_at(self, files: WorkspaceFiles) -> None:
+        """Whose links are seen as the sandbox sees them."""
+        self._files = files
 
     async def restore(self) -> None:
         """Read what the session did before it slept.
@@ -69,15 +68,19 @@ class SessionAuthority:
         policy = await self._policy()
         began = time.perf_counter_ns()
         now = self._clock.now().timestamp()
-        facts = Facts(
-            cwd=cwd,
-            links=self._links,
-            history=self._history.before(tool_use_id),
-            now=now,
-            turn=self._turn,
-            depth=len(self._session.parent_policies or ()),
-        )
-        decision = decide(request, policy, facts)
+
+        def judge(links: LinkLookup) -> Decision:
+            facts = Facts(
+                cwd=cwd,
+                links=links,
+                history=self._history.before(tool_use_id),
+                now=now,
+                turn=self._turn,
+                depth=len(self._session.parent_policies or ()),
+            )
+            return decide(request, policy, facts)
+
+        decision = judge({}) if self._files is None else await self._files.judged(judge)
         objection: Objection | None = None
         if decision.effect is not Effect.DENY:
             # Counted before anything is awaited, so that of two calls at once the second sees the first.

@@ -201,7 +201,7 @@ class Janitor:
         try:
             sandbox = await open_sandbox(self._services, session)
             await sandbox.stop()
-            await heal_workspace(self._services, session, sandbox)
+            await heal_workspace(self._services, session, self._services.files(session.id, sandbox))
         except RookeryError as error:
             log.warning("sandbox could not be looked after", session_id=session.id, error=str(error))
             return None
@@ -240,9 +240,9 @@ class Janitor:
         if sandbox is None:
             return turn
         snapshots = Snapshots(self._services, session)
-        snapshots.attach(sandbox)
         with anyio.move_on_after(LAST_LOOK_S):
             try:
+                snapshots.attach(self._services.files(session.id, sandbox))
                 return await snapshots.end_of(turn)
             except RookeryError as error:
                 log.warning("interrupted turn has no last checkpoint", session_id=session.id, error=str(error))

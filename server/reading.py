@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
-from policies import Facts, ToolRequest
+from policies import Facts, Policy, ToolRequest
+from policies.types import LinkLookup
 from server.changes import Changes
 from server.errors import ErrorCode, RookeryError
 from server.explaining import explain
-from server.files import list_files, read_file, workspace_links
+from server.files import WorkspaceFiles, list_files, read_file
 from server.models import (
     NANO_USD,
     ApprovalStatus,
@@ -25,7 +25,6 @@ from server.models import (
 )
 from server.requests import CostRequest, ListRequest
 from server.services import Services
-from server.snapshots import within_reach
 from server.taking_home import TakingHome
 from server.undo import Undo
 from server.views import (
@@ -188,15 +187,15 @@ class SessionReader:
         self, principal: str, session_id: str, path: str = ".", depth: int = 1, limit: int = 500
     ) -> FileListing:
         """Entries of the workspace."""
-        root = await self._workspace(principal, session_id)
-        return await list_files(session_id, root, path, depth=depth, limit=limit)
+        files = await self._files(principal, session_id)
+        return await list_files(session_id, files, path, depth=depth, limit=limit)
 
     async def read_file(
         self, principal: str, session_id: str, path: str, offset: int = 0, limit: int = 65_536
     ) -> FileContent:
         """A part of one file of the workspace."""
-        root = await self._workspace(principal, session_id)
-        return await read_file(session_id, root, path, offset=offset, limit=limit)
+        files = await self._files(principal, session_id)
+        return await read_file(session_id, files, path, offset=offset, limit=limit)
 
     async def diff(
         self,
@@ -251,13 +250,21 @@ class SessionReader:
         Raises:
             RookeryError: ``session_not_found``, ``invalid_argument``.
         """
-        facts, asked = Facts(), None
+        asked: Policy | None = None
+        files: WorkspaceFiles | None = None
+        turn = 0
         if session_id is not None:
             session = await self._services.store.session(principal, session_id)
             asked = self._services.policy_of(session)
             if session.sandbox is not None:
-                facts = Facts(links=workspace_links(await self._workspace(principal, session_id)), turn=session.turn)
-        return explain(asked or self._services.policy(policy), ToolRequest(tool=tool, input=dict(tool_input)), facts)
+                files, turn = await self._files(principal, session_id), session.turn
+        chosen = asked or self._services.policy(policy)
+        request = ToolRequest(tool=tool, input=dict(tool_input))
+
+        def judge(links: LinkLookup) -> PolicyExplanation:
+            return explain(chosen, request, Facts(links=links, turn=turn))
+
+        return judge({}) if files is None else await files.judged(judge)
 
     async def decisions(
         self, principal: str, *, session_id: str | None = None, decision: str | None = None, limit: int = 100
@@ -276,14 +283,14 @@ class SessionReader:
         await self._services.audit.flush()
         return await self._services.store.decisions(principal, session_id=session_id, decision=decision, limit=limit)
 
-    async def _workspace(self, principal: str, session_id: str) -> Path:
+    async def _files(self, principal: str, session_id: str) -> WorkspaceFiles:
         session = await self._services.store.session(principal, session_id)
         if session.sandbox is None:
             raise RookeryError(
                 ErrorCode.SESSION_BUSY, "The session has no files yet: its sandbox is being made. Try again shortly."
             )
         sandbox = await self._services.provider.attach(session.sandbox, self._services.sandbox_spec(session))
-        return within_reach(sandbox)
+        return self._services.files(session_id, sandbox)
 
 
 def _next(session: SessionRecord, pending: bool) -> str:

@@ -35,7 +35,7 @@ from server.prompting import Prompting
 from server.reading import SessionReader
 from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
-from server.snapshots import joined, within_reach, workspace_owner
+from server.snapshots import joined
 from server.spawning import Spawning
 from server.views import Deletion, RewindReport, WrittenFile
 
@@ -139,7 +139,8 @@ class Registry(SessionReader):
         # A live agent has its notice already; only a fresh one reads this.
         async with self._holding.resting(principal, session_id, asleep=True) as session:
             sandbox = await open_sandbox(self._services, session)
-            shown, created = await write_file(within_reach(sandbox), path, data, workspace_owner(sandbox))
+            files = self._services.files(session_id, sandbox)
+            shown, created = await write_file(files, path, data)
             notice = joined(session.pending_notice, f"The file {shown} was written from outside.")
             await self._services.store.update_session(session_id, pending_notice=notice)
             text = f"The file {shown} was written from outside ({len(data):,} bytes)."

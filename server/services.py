@@ -10,11 +10,13 @@ from server.audit import AuditTrail
 from server.checkpoints import Checkpoints
 from server.clock import Clock
 from server.egress import EgressProxy
+from server.errors import ErrorCode, RookeryError
+from server.files import HostFiles, WorkspaceFiles
 from server.gateway import Gateway
 from server.hooks import PreToolUse, UserHooks, load_hooks
 from server.models import SessionRecord
 from server.policy_book import PolicyBook
-from server.sandboxes.base import Limits, SandboxProvider, SandboxSpec
+from server.sandboxes.base import Limits, Sandbox, SandboxProvider, SandboxSpec
 from server.settings import Settings
 from server.store import Store
 
@@ -87,6 +89,17 @@ class Services:
             limits=self.limits,
             labels={"principal": session.principal, "server": self.server_id},
         )
+
+    def files(self, session_id: str, sandbox: Sandbox) -> WorkspaceFiles:
+        """The files of a session's workspace, which lie in its sandbox.
+
+        Raises:
+            RookeryError: ``sandbox_lost``: they are out of this server's reach.
+        """
+        if sandbox.workspace is None:
+            raise RookeryError(ErrorCode.SANDBOX_LOST, "The session's files are not within reach of this server.")
+        uid = sandbox.reference.get("uid")
+        return HostFiles(self.checkpoints, session_id, sandbox.workspace, uid if isinstance(uid, int) else None)
 
     @property
     def limits(self) -> Limits:

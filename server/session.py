@@ -174,9 +174,10 @@ class SessionActor:
     async def _wake(self, stack: AsyncExitStack) -> None:
         """Bring the sandbox and the agent up, and take the turn's checkpoint meanwhile."""
         sandbox = await self.placement.sandbox_of(self.session)
-        await heal_workspace(self._services, self.session, sandbox)
-        self._snapshots.attach(sandbox)
-        self._authority.look_at(sandbox.workspace)
+        files = self._services.files(self.session.id, sandbox)
+        await heal_workspace(self._services, self.session, files)
+        self._snapshots.attach(files)
+        self._authority.look_at(files)
         checkpointed = anyio.Event()
 
         async def checkpoint() -> None:

@@ -6,13 +6,11 @@ transcript. The engine for trees is :mod:`server.checkpoints`; this module knows
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from server.checkpoints import Snapshot, printable
-from server.errors import ErrorCode, RookeryError
+from server.files import WorkspaceFiles
 from server.models import CheckpointKind, CheckpointRecord, EventKind, SessionRecord, TurnRecord
-from server.sandboxes.base import Sandbox
 from server.services import Services
 
 MAX_CHANGED_FILES: Final = 200
@@ -35,12 +33,12 @@ class Snapshots:
     def __init__(self, services: Services, session: SessionRecord) -> None:
         self._services = services
         self._session = session
-        self._sandbox: Sandbox | None = None
+        self._files: WorkspaceFiles | None = None
         self._start: CheckpointRecord | None = None
 
-    def attach(self, sandbox: Sandbox) -> None:
-        """Where the files are."""
-        self._sandbox = sandbox
+    def attach(self, files: WorkspaceFiles) -> None:
+        """Whose state they keep."""
+        self._files = files
 
     async def start_of(self, turn: TurnRecord) -> TurnRecord:
         """Checkpoint the start of a turn; the turn with its checkpoint."""
@@ -66,11 +64,10 @@ class Snapshots:
         return turn.model_copy(update=update)
 
     async def take(self, kind: CheckpointKind, turn: int, label: str = "") -> CheckpointRecord | None:
-        """Take a checkpoint now; None where the sandbox keeps no files within reach."""
-        services, tree = self._services, self._sandbox.workspace if self._sandbox is not None else None
-        if tree is None:
+        """Take a checkpoint now; None before there are files."""
+        if self._files is None:
             return None
-        return await self.record(kind, turn, await services.checkpoints.take(self._session.id, tree), label)
+        return await self.record(kind, turn, await self._files.take(), label)
 
     async def record(self, kind: CheckpointKind, turn: int, snapshot: Snapshot, label: str = "") -> CheckpointRecord:
         """Write down a snapshot that was taken as a checkpoint of this moment."""
@@ -104,19 +101,17 @@ class Snapshots:
         return (*names, f"… and {left:,} more") if left else names
 
 
-async def heal_workspace(services: Services, session: SessionRecord, sandbox: Sandbox) -> None:
+async def heal_workspace(services: Services, session: SessionRecord, files: WorkspaceFiles) -> None:
     """Finish a rewind that a crash interrupted, so that nobody works on half of it.
 
     Raises:
         RookeryError: ``storage_unavailable``, ``sandbox_lost``.
     """
-    if sandbox.workspace is None:
-        return
-    pending = await services.checkpoints.pending(session.id)
+    pending = await files.pending()
     if pending is None:
         return
     await services.store.update_session(session.id, pending_notice=joined(session.pending_notice, REWOUND))
-    await services.checkpoints.restore(session.id, sandbox.workspace, pending.tree_hash, owner=workspace_owner(sandbox))
+    await files.restore(pending.tree_hash)
     data = {"text": "A rewind that a crash had interrupted was finished."}
     await services.store.append_events(session.id, session.turn, [(EventKind.REWIND, data)])
 
@@ -125,20 +120,3 @@ def joined(known: str | None, notice: str) -> str:
     """What the agent is to be told already, and one thing more; the latest part where it grows too long."""
     parts = [] if known is None else known.split("\n")
     return "\n".join([*(part for part in parts if part != notice), notice])[-MAX_NOTICE:]
-
-
-def workspace_owner(sandbox: Sandbox) -> int | None:
-    """The host uid that the sandbox's files belong to; None when it is the server's own."""
-    uid = sandbox.reference.get("uid")
-    return uid if isinstance(uid, int) else None
-
-
-def within_reach(sandbox: Sandbox) -> Path:
-    """The workspace on this host.
-
-    Raises:
-        RookeryError: ``sandbox_lost`` when the provider keeps it elsewhere.
-    """
-    if sandbox.workspace is None:
-        raise RookeryError(ErrorCode.SANDBOX_LOST, "The session's files are not within reach of this server.")
-    return sandbox.workspace

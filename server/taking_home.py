@@ -11,7 +11,6 @@ from server.errors import ErrorCode, RookeryError
 from server.launching import open_sandbox
 from server.models import SessionRecord
 from server.services import Services
-from server.snapshots import within_reach
 from server.undo import Undo, file_change
 from server.views import DiffReport, PatchReport
 
@@ -120,4 +119,4 @@ class TakingHome:
         if session.sandbox is None:
             raise RookeryError(ErrorCode.SESSION_BUSY, "The session has no files yet: its sandbox is being made.")
         sandbox = await open_sandbox(self._services, session)
-        return (await self._services.checkpoints.take(session.id, within_reach(sandbox))).tree_hash
+        return (await self._services.files(session.id, sandbox).take()).tree_hash

@@ -13,6 +13,7 @@ import anyio
 from server.checkpoints import Change, Snapshot, printable
 from server.checkpoints import Changes as TreeChanges
 from server.errors import ErrorCode, RookeryError
+from server.files import WorkspaceFiles
 from server.launching import open_sandbox
 from server.models import (
     NANO_USD,
@@ -22,9 +23,8 @@ from server.models import (
     SessionRecord,
     SessionState,
 )
-from server.sandboxes.base import Sandbox
 from server.services import Services
-from server.snapshots import REWOUND, Snapshots, heal_workspace, joined, within_reach, workspace_owner
+from server.snapshots import REWOUND, Snapshots, heal_workspace, joined
 from server.views import FileChange, RewindReport
 
 MAX_SHOWN: Final = 200
@@ -50,8 +50,7 @@ class Undo:
         Raises:
             RookeryError: ``sandbox_lost``, ``storage_unavailable``.
         """
-        workspace = within_reach(await self._sandbox(session))
-        snapshot = await self._services.checkpoints.take(session.id, workspace)
+        snapshot = await (await self._files(session)).take()
         return await Snapshots(self._services, session).record(CheckpointKind.MANUAL, session.turn, snapshot, label)
 
     async def find(self, session: SessionRecord, checkpoint_id: str) -> CheckpointRecord:
@@ -96,10 +95,9 @@ class Undo:
                 "rewind just the files.",
             )
         services = self._services
-        sandbox = await self._sandbox(session)
-        workspace = within_reach(sandbox)
+        files = await self._files(session)
         if dry_run:
-            present = await services.checkpoints.take(session.id, workspace)
+            present = await files.take()
             changes = await self._compare(present.tree_hash, checkpoint.tree)
             skipped = tuple(f"{printable(entry.path)} ({entry.reason})" for entry in present.skipped)
             return self._report(session, checkpoint, changes, conversation, skipped=skipped, undo=None)
@@ -113,9 +111,7 @@ class Undo:
             # Before the first file changes: whatever happens from here on, the agent is told to look again.
             await services.store.update_session(session.id, pending_notice=joined(session.pending_notice, REWOUND))
 
-        restored = await services.checkpoints.restore(
-            session.id, workspace, checkpoint.tree, owner=workspace_owner(sandbox), on_present=keep
-        )
+        restored = await files.restore(checkpoint.tree, on_present=keep)
         assert undo is not None
         changes = await self._compare(undo.tree, checkpoint.tree)
         await self._write_down(session, checkpoint, undo, changes, conversation)
@@ -126,11 +122,11 @@ class Undo:
     async def _compare(self, before: str, after: str) -> TreeChanges:
         return await self._services.checkpoints.compare(before, after, limit=MAX_SHOWN, lines=True)
 
-    async def _sandbox(self, session: SessionRecord) -> Sandbox:
-        """The session's sandbox, with no rewind left half done."""
-        sandbox = await open_sandbox(self._services, session)
-        await heal_workspace(self._services, session, sandbox)
-        return sandbox
+    async def _files(self, session: SessionRecord) -> WorkspaceFiles:
+        """The session's files, with no rewind left half done."""
+        files = self._services.files(session.id, await open_sandbox(self._services, session))
+        await heal_workspace(self._services, session, files)
+        return files
 
     async def _write_down(
         self,
@@ -187,8 +183,7 @@ class Undo:
                 checkpoint.session_id, created.id, checkpoint.transcript_length, cuts=checkpoint.transcript_cuts
             )
             sandbox = await open_sandbox(services, created)
-            assert sandbox.workspace is not None
-            await services.checkpoints.materialise(checkpoint.tree, sandbox.workspace, owner=workspace_owner(sandbox))
+            await services.files(created.id, sandbox).materialise(checkpoint.tree)
         except BaseException:
             await self._discard(created)
             raise

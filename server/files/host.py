@@ -1,0 +1,66 @@
+"""Files of a workspace that is a directory of this host."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import anyio.to_thread
+
+from policies.types import LinkLookup
+from server.checkpoints import Checkpoints, PendingRestore, Restored, Snapshot
+from server.files.looking import Listing, Part, list_directory, read_part, workspace_links
+from server.files.writing import write_whole
+
+T = TypeVar("T")
+
+
+class HostFiles:
+    """Implements :class:`server.files.base.WorkspaceFiles`.
+
+    Args:
+        checkpoints: the engine of this process.
+        key: the session's id.
+        root: the workspace.
+        owner: host uid and gid that what is written gets; None: the server's own.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, key: str, root: Path, owner: int | None) -> None:
+        self._checkpoints = checkpoints
+        self._key = key
+        self._root = root
+        self._owner = owner
+        self._links = workspace_links(root)
+
+    async def take(self) -> Snapshot:
+        return await self._checkpoints.take(self._key, self._root)
+
+    async def restore(
+        self,
+        tree_hash: str,
+        *,
+        known_as: str | None = None,
+        on_present: Callable[[Snapshot], Awaitable[None]] | None = None,
+    ) -> Restored:
+        return await self._checkpoints.restore(
+            self._key, self._root, tree_hash, owner=self._owner, known_as=known_as, on_present=on_present
+        )
+
+    async def pending(self) -> PendingRestore | None:
+        return await self._checkpoints.pending(self._key)
+
+    async def materialise(self, tree_hash: str) -> int:
+        return await self._checkpoints.materialise(tree_hash, self._root, owner=self._owner)
+
+    async def listing(self, parts: tuple[bytes, ...], depth: int, limit: int) -> Listing:
+        return await anyio.to_thread.run_sync(list_directory, self._root, parts, depth, limit)
+
+    async def read(self, parts: tuple[bytes, ...], offset: int, limit: int) -> Part:
+        return await anyio.to_thread.run_sync(read_part, self._root, parts, offset, limit)
+
+    async def write(self, parts: tuple[bytes, ...], data: bytes) -> bool:
+        return await anyio.to_thread.run_sync(write_whole, self._root, parts, data, self._owner)
+
+    async def judged(self, judge: Callable[[LinkLookup], T]) -> T:
+        return judge(self._links)
