@@ -15,6 +15,7 @@ from typing import Final
 import anyio
 
 from server.errors import ErrorCode, RookeryError
+from server.views import Activity
 from tools.backend import Registry
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,11 @@ class BackgroundBackend:
         self._registry: Registry | None = None
         self._error: RookeryError | None = None
         self._failed_at = 0.0
+
+    @property
+    def activity(self) -> Activity:
+        """What the agents of this process do; nothing before the registry serves."""
+        return Activity() if self._registry is None else self._registry.activity
 
     @property
     def is_ready(self) -> bool:

@@ -8,14 +8,22 @@ import sys
 def main() -> None:
     """Run the command line.
 
-    ``rookery serve`` without options is what MCP clients start, and they wait for its first answer: it is taken before
-    the library of the command line is imported, which costs a twentieth of that time.
+    What MCP clients start, and wait for, is taken before the library of the command line is imported.
     """
-    if sys.argv[1:] == ["serve"]:
-        from rookery.serving.stdio import run_stdio
+    match sys.argv[1:]:
+        case ["connect"]:
+            from rookery.daemon.shim import run_connect
 
-        run_stdio()
-        return
-    from rookery.commands import app
+            run_connect()
+        case ["serve"]:
+            from rookery.serving.stdio import run_stdio
 
-    app()
+            run_stdio()
+        case ["daemon", "run"]:
+            from rookery.daemon.server import run_daemon
+
+            run_daemon()
+        case _:
+            from rookery.commands import app
+
+            app()

@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 sessions_app = typer.Typer(no_args_is_help=True, help="Look at sessions, end them, delete old ones.")
 app.add_typer(sessions_app, name="sessions")
+daemon_app = typer.Typer(no_args_is_help=True, help="Look at the daemon that clients share, or end it.")
+app.add_typer(daemon_app, name="daemon")
 app.add_typer(policy_commands.approvals_app, name="approvals")
 app.add_typer(policy_commands.policy_app, name="policy")
 app.command()(policy_commands.audit)
@@ -51,6 +53,46 @@ def serve(
         _fail(f"--http {http}: {error}")
     except OSError as error:
         _fail(f"Cannot listen on {http}: {error.strerror}. Choose another port.", code=1)
+
+
+@app.command()
+def connect() -> None:
+    """Serve MCP on stdin and stdout by the daemon that all clients of this home share, starting it if need be."""
+    from rookery.daemon.shim import run_connect
+
+    run_connect()
+
+
+@daemon_app.command("run", hidden=True)
+def daemon_run() -> None:
+    """Be the daemon. `rookery connect` starts it."""
+    from rookery.daemon.server import run_daemon
+
+    run_daemon()
+
+
+@daemon_app.command("status")
+def daemon_status() -> None:
+    """Show the daemon of this home, its clients and its agents."""
+    from rookery.daemon.commands import status
+
+    told = status(load_settings())
+    if told is None:
+        _fail("No daemon runs; `rookery connect` starts one.", code=1)
+    typer.echo(told)
+
+
+@daemon_app.command("stop")
+def daemon_stop() -> None:
+    """End the daemon of this home. Agents at work are interrupted and can be continued."""
+    from rookery.daemon.commands import stop
+    from server.errors import RookeryError
+
+    try:
+        ended = stop(load_settings())
+    except RookeryError as error:
+        _fail(str(error), code=1)
+    typer.echo("The daemon has ended." if ended else "No daemon runs.")
 
 
 @app.command()

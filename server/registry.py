@@ -37,7 +37,7 @@ from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
 from server.snapshots import joined
 from server.spawning import Spawning
-from server.views import Deletion, RewindReport, WrittenFile
+from server.views import Activity, Deletion, RewindReport, WrittenFile
 
 log = structlog.get_logger(__name__)
 
@@ -328,6 +328,12 @@ class Registry(SessionReader):
                     await self._wake_answered(session_id)
             except RookeryError as error:
                 log.warning("approvals could not be looked after", error=str(error))
+
+    @property
+    def activity(self) -> Activity:
+        """What the agents of this process do now."""
+        actors = self._fleet.actors.values()
+        return Activity(resident=len(actors), working=sum(actor.idle_since is None for actor in actors))
 
     async def close(self) -> None:
         """Interrupt what runs, flush transcripts, end every agent. Bounded."""

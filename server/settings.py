@@ -10,9 +10,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import platformdirs
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from server.home import default_home
 
 
 class SandboxKind(StrEnum):
@@ -29,13 +30,6 @@ DollarCap = Annotated[float | None, Field(gt=0, le=100_000)]
 TokenCap = Annotated[int | None, Field(gt=0, le=10**15)]
 
 
-def _default_home() -> Path:
-    """The user's data directory; root keeps its agents in the system's, which other uids can traverse."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/rookery")
-    return Path(platformdirs.user_data_dir("rookery"))
-
-
 class Settings(BaseSettings):
     """All settings with their bounds. Durations are in seconds, sizes in MiB, money in US dollars."""
 
@@ -43,7 +37,7 @@ class Settings(BaseSettings):
         env_prefix="ROOKERY_", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
     )
 
-    home: Path = Field(default_factory=_default_home, description="where sessions, files and the database live")
+    home: Path = Field(default_factory=default_home, description="where sessions, files and the database live")
     database_url: str | None = Field(default=None, description="SQLAlchemy URL; default: SQLite in the home")
     sandbox: SandboxKind = Field(default=SandboxKind.BUBBLEWRAP, description="which provider makes sandboxes")
     upstream: UpstreamKind = Field(default=UpstreamKind.ANTHROPIC, description="the model: anthropic, or scripted")
@@ -97,6 +91,12 @@ class Settings(BaseSettings):
     http_connections: int = Field(default=1000, ge=1, le=100_000, description="HTTP connections at once")
     http_sessions: int = Field(default=1000, ge=1, le=100_000, description="open HTTP sessions of the older protocol")
     drain_s: float = Field(default=3, ge=0, le=3600, description="how long work under way may go on after SIGTERM")
+    daemon_idle_s: float = Field(
+        default=300,
+        gt=0,
+        le=2_592_000,
+        description="the shared daemon leaves this long after its last need",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="what stderr gets")
 
     credential_file: Path | None = Field(

@@ -74,6 +74,13 @@ class TranscriptPage(Record):
     more: bool = Field(description="whether events are left now")
 
 
+class Activity(Record):
+    """What the agents of one server process do."""
+
+    resident: int = Field(default=0, description="sessions with a live process")
+    working: int = Field(default=0, description="those of them in a turn")
+
+
 class Progress(Record):
     """Where a running turn is, for people who wait."""
 

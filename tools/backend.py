@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from server.models import ApprovalRecord, CheckpointRecord, Outcome
 from server.requests import CostRequest, ListRequest, PromptRequest, SpawnRequest
 from server.views import (
+    Activity,
     CostReport,
     Deletion,
     DiffReport,
@@ -119,6 +120,11 @@ class Registry(Protocol):
     async def explain_policy(
         self, principal: str, *, session_id: str | None, policy: str | None, tool: str, tool_input: Mapping[str, Any]
     ) -> PolicyExplanation: ...
+
+    @property
+    def activity(self) -> Activity:
+        """What the agents of this process do now."""
+        ...
 
     async def prune(self) -> int:
         """Delete ended sessions whose retention is over; how many."""

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.to_thread
@@ -22,6 +22,10 @@ from tools.backend import Registry
 
 if TYPE_CHECKING:
     from server.settings import Settings
+
+
+DRAIN_LOOK_S: Final = 0.1
+"""How often a process that leaves looks whether its agents are done."""
 
 
 def log_to_stderr() -> None:
@@ -59,6 +63,13 @@ async def background(
             finally:
                 backend.stop()
         tasks.cancel_scope.cancel()
+
+
+async def drained(backend: BackgroundBackend, seconds: float) -> None:
+    """Wait until no agent of this process is in a turn, at most so long."""
+    with anyio.move_on_after(seconds):
+        while backend.activity.working:  # noqa: ASYNC110 - nothing tells of it, and it happens once
+            await anyio.sleep(DRAIN_LOOK_S)
 
 
 def _prepare(settings: Settings) -> Callable[[Settings], AbstractAsyncContextManager[Registry]]:

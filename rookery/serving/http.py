@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -11,7 +13,7 @@ import anyio
 import uvicorn
 
 from rookery.configuration import load_settings
-from rookery.serving.background import background, log_to_stderr
+from rookery.serving.background import background, drained, log_to_stderr
 from rookery.state_key import state_key
 from rookery.web.addresses import Address, Names
 from rookery.web.app import build_app
@@ -83,6 +85,8 @@ async def serve_http(settings: Settings, address: Address, *, announce: Callable
             backend.start()
             announce(address.url(listener))
             await http.serve(sockets=[listener])
+            if not http.force_exit:
+                await drained(backend, http.drain_left_s)
 
 
 class _Server(uvicorn.Server):
@@ -103,14 +107,22 @@ class _Server(uvicorn.Server):
             )
         )
         self._health = health
+        self._drain_s = settings.drain_s
+        self._drains_since = math.inf
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone."""
         yield
 
+    @property
+    def drain_left_s(self) -> float:
+        """How long what is under way may still go on."""
+        return max(0.0, self._drains_since + self._drain_s - time.monotonic())
+
     def leave(self) -> None:
         """Drain; called again, end at once."""
         self._health.draining = True
+        self._drains_since = min(self._drains_since, time.monotonic())
         self.force_exit = self.should_exit
         self.should_exit = True

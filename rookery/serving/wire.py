@@ -242,6 +242,8 @@ class _Writer:
                 try:
                     await _writable(self._descriptor)
                     view = view[os.write(self._descriptor, view[:_WRITE_CHUNK]) :]
+                except BlockingIOError:
+                    continue
                 except (BrokenPipeError, ConnectionResetError):
                     self._closed = True
 
@@ -255,10 +257,13 @@ async def _read_chunk(descriptor: int) -> bytes:
         await anyio.wait_readable(descriptor)
     except PermissionError:
         await anyio.lowlevel.checkpoint()  # a regular file: always ready, and epoll refuses it
-    try:
-        return os.read(descriptor, _CHUNK)
-    except ConnectionResetError:
-        return b""
+    while True:
+        try:
+            return os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            await anyio.wait_readable(descriptor)
+        except ConnectionResetError:
+            return b""
 
 
 async def _writable(descriptor: int) -> None:

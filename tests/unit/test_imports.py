@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
+import platformdirs
 import pytest
+
+from rookery.version import VERSION
+from server.home import default_home, home_of
+from server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,3 +142,39 @@ def test_the_imports_of_the_front_door_stay_light_until_a_client_has_its_answer(
             waiting.extend(names)
             assert not slow & {name.split(".")[0] for name in names}, f"{module} imports {names}"
     assert "tools.server" in seen
+
+
+def test_the_shim_that_clients_start_needs_the_standard_library_only() -> None:
+    """Whatever ``rookery connect`` imports, itself or by a detour, is of Python or of that kind itself."""
+    paths = {module: path for package in PACKAGES for module, path in modules(package)}
+    seen: set[str] = set()
+    waiting = ["rookery.cli", "rookery.daemon.shim"]
+    while waiting:
+        module = waiting.pop()
+        if module in seen or module not in paths:
+            continue
+        seen.add(module)
+        for node in ast.parse(paths[module].read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            waiting.extend(names)
+            foreign = {name.split(".")[0] for name in names} - set(PACKAGES) - sys.stdlib_module_names
+            assert not foreign, f"{module} imports {foreign}"
+    assert {"rookery.daemon.hello", "rookery.daemon.place", "server.home", "rookery.version"} <= seen
+
+
+def test_the_default_home_is_the_users_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    for named in ("", "/elsewhere/data"):
+        monkeypatch.setenv("XDG_DATA_HOME", named)
+        assert default_home() == platformdirs.user_data_path("rookery")
+        assert home_of({}) == Settings(home=default_home()).home
+    assert home_of({"rookery_home": "~/x"}) == Settings.model_validate({"home": "~/x"}).home
+
+
+def test_the_version_is_the_packages() -> None:
+    assert version("rookery") == VERSION
