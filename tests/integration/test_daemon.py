@@ -20,11 +20,8 @@ from tests.daemons import connecting, daemon_home, daemon_of, gone
 from tests.house import bash
 from tests.surface import INITIALIZE, alive
 
-SAY = prompt_with([{"text": "said"}])
-
-SLOW = prompt_with(
-    [bash("echo begun > begun; until [ -e go ]; do sleep 0.05; done; echo done > done"), {"text": "finished"}]
-)
+WAITING = "echo begun > begun; until [ -e go ]; do sleep 0.05; done; echo done > done"
+SLOW = prompt_with([bash(WAITING), {"text": "finished"}])
 
 
 @pytest.fixture

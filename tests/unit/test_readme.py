@@ -53,5 +53,5 @@ def test_every_configuration_that_it_offers_is_json_and_starts_the_server() -> N
     assert len(blocks) == 3
     for block in blocks:
         servers = block.get("mcpServers") or block["servers"]
-        assert servers["rookery"]["args"] == ["serve"]
+        assert servers["rookery"]["args"] == ["connect"]
     assert blocks[-1]["mcpServers"]["rookery-http"]["url"] in README
