@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
+
+from policies.url_paths import may_lie_below, surely_lies_below
 
 _LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 MAX_HOST: Final = 253
@@ -125,22 +127,29 @@ class HostRule:
     paths: tuple[str, ...] = ()
     intercept: bool = False
 
-    def covers(self, host: str, port: int, method: str | None, path: str | None) -> bool:
-        """Whether a connection (method and path None), or one request of it, falls under this entry."""
-        if port not in self.ports or not host_matches(self.host, host):
-            return False
-        if method is not None and self.methods and method.upper() not in self.methods:
-            return False
-        return path is None or not self.paths or any(_path_below(path, prefix) for prefix in self.paths)
+    @property
+    def looks_inside(self) -> bool:
+        """Whether this entry can be judged only with the connection opened."""
+        return self.intercept or bool(self.methods) or bool(self.paths)
 
+    def names(self, host: str, port: int) -> bool:
+        """Whether a connection falls under this entry."""
+        return port in self.ports and host_matches(self.host, host)
 
-def _path_below(path: str, prefix: str) -> bool:
-    """Whether a URL path lies at or below a prefix, by components; a path with dot segments or escapes does not."""
-    plain = path.split("?", 1)[0]
-    if any(part in (".", "..") for part in plain.split("/")) or "%2" in plain.lower() or "\\" in plain:
-        return False
-    stem = prefix.rstrip("/")
-    return plain == stem or plain.startswith(f"{stem}/")
+    def allows(self, method: str | None, path: str | None) -> bool:
+        """Whether this entry, as an allow, surely covers a request; both are None for a connection as such."""
+        if method is not None and self.methods and method not in self.methods:
+            return False
+        return path is None or not self.paths or any(surely_lies_below(path, prefix) for prefix in self.paths)
+
+    def denies(self, method: str | None, path: str | None) -> bool:
+        """Whether this entry, as a denial, may cover a request.
+
+        A denial of some methods or paths is no denial of the connection, which may carry others.
+        """
+        if self.methods and (method is None or method.upper() not in self.methods):
+            return False
+        return not self.paths or (path is not None and any(may_lie_below(path, prefix) for prefix in self.paths))
 
 
 @dataclass(frozen=True)
@@ -152,10 +161,8 @@ class HostRules:
 
     def permits(self, host: str, port: int, method: str | None, path: str | None) -> bool:
         """Whether this layer lets it out: some allow covers it and no denial does."""
-        return any(rule.covers(host, port, method, path) for rule in self.allowed) and not any(
-            # A denial of some methods or paths is no denial of the connection that may carry others.
-            rule.covers(host, port, method, path) and not (method is None and (rule.methods or rule.paths))
-            for rule in self.denied
+        return any(rule.names(host, port) and rule.allows(method, path) for rule in self.allowed) and not any(
+            rule.names(host, port) and rule.denies(method, path) for rule in self.denied
         )
 
 
@@ -179,11 +186,16 @@ class Egress:
 
     def intercepts(self, host: str, port: int = 443) -> bool:
         """Whether a connection to this host must be opened by the proxy, for some rule looks inside."""
-        return any(
-            rule.intercept and rule.covers(host, port, None, None)
-            for layer in self.layers
-            for rule in (*layer.allowed, *layer.denied)
-        )
+        return any(rule.looks_inside and rule.names(host, port) for rule in self._rules)
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether some connection must be opened, so that the sandbox has to trust the proxy's certificates."""
+        return any(rule.looks_inside for rule in self._rules)
+
+    @property
+    def _rules(self) -> Iterator[HostRule]:
+        return (rule for layer in self.layers for rule in (*layer.allowed, *layer.denied))
 
     def permits_any_port(self, host: str) -> bool:
         """Whether the sandbox may speak to a host on the ports of the web."""

@@ -60,6 +60,11 @@ class Policy:
         """Host patterns that every layer allows, sorted; empty means no network at all."""
         return self.egress.hosts
 
+    @property
+    def intercepts(self) -> bool:
+        """Whether the egress proxy opens some of the connections, so that the sandbox must trust it."""
+        return bool(self.network) and self.egress.looks_inside
+
     @cached_property
     def server_tools(self) -> frozenset[str]:
         """Tools of the Messages API that the gateway may let through: what the CLI's own WebSearch asks for."""

@@ -118,7 +118,7 @@ async def clone(services: Services, sandbox: Sandbox, source: Mapping[str, Any])
         labels={"server": services.server_id, "clone": "true"},
     )
     outlet = services.egress.open()
-    outlet.allow(repository.egress)
+    outlet.allow(lambda: repository.egress)
     services.scratch.add(spec.session_id)
     try:
         scratch = await services.provider.create(spec)

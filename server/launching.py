@@ -41,6 +41,7 @@ def launch_options(session: SessionRecord, policy: Policy, default_model: str | 
         max_turns=turns_of(policy.limits, session.max_turns),
         output_schema=None if session.output_schema is None else json.dumps(session.output_schema),
         network=bool(policy.network),
+        intercept=policy.intercepts,
     )
 
 
@@ -121,6 +122,7 @@ def _prepare(
         transcript=cast(SessionStore, services.store.transcript_store(session_id)),
         gate=gate,
         outlet=outlet,
+        trust=outlet.trust if outlet is not None and options.intercept else None,
     )
     return LiveAgent(session_id, sandbox, grant, gate, outlet, agent, stack)
 

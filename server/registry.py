@@ -301,6 +301,7 @@ class Registry(SessionReader):
                 model=self._services.settings.model,
                 max_turns=turns_of(default.limits, None),
                 network=bool(default.network),
+                intercept=default.intercepts,
             )
         )
         async with anyio.create_task_group() as tasks:

@@ -20,7 +20,6 @@ from server.authority import SessionAuthority
 from server.changes import Changes
 from server.conclusions import departure, failure_of, start_failure
 from server.concurrency import background_tasks
-from server.egress import EgressOutlet
 from server.endings import ended_record, is_foreign_result, write_end
 from server.errors import RookeryError
 from server.gateway import Grant, classify
@@ -71,7 +70,6 @@ class SessionActor:
         self._snapshots = Snapshots(services, session)
         self._agent: Agent | None = None
         self._grant: Grant | None = None
-        self._outlet: EgressOutlet | None = None
         self._turn: OpenTurn | None = None
         self._leaving: Leave | None = None
         self._gone = False
@@ -202,8 +200,7 @@ class SessionActor:
         live.grant.bind(session_id=session.id, root_id=session.root_id, principal=session.principal)
         live.gate.authority = self._authority
         if live.outlet is not None:
-            live.outlet.allow(self._policy.egress, self._tell)
-        self._outlet = live.outlet
+            live.outlet.allow(lambda: self._services.policy_of(session).egress, self._tell)
         self._grant, self._agent = live.grant, live.agent
         if self._turn is not None:
             self._arm(self._turn)
@@ -344,8 +341,6 @@ class SessionActor:
         if self._grant is not None:
             self._grant.turn = turn.record.number
             self._grant.failures.clear()
-        if self._outlet is not None:
-            self._outlet.allow(self._policy.egress)
 
     def _longest_turn(self) -> float:
         """How long a turn may take, by the settings and by the policy as it is now."""

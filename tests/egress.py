@@ -133,7 +133,7 @@ async def open_outlet(allowed: Egress, options: EgressOptions) -> AsyncIterator[
     """An outlet that serves a listener of this machine; the outlet and the port."""
     async with background_tasks() as tasks:
         outlet = EgressProxy(tasks, options).open()
-        outlet.allow(allowed)
+        outlet.allow(lambda: allowed)
         listener = loopback_listener()
         port = int(listener.getsockname()[1])
         outlet.serve(listener)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -38,6 +38,7 @@ class Agent:
         gate: decides on tool calls.
         mcp_servers: in-process MCP servers by name.
         outlet: its way to the network, when the launch options say that it has one.
+        trust: makes the files by which it trusts that way, when the launch options say that connections are opened.
 
     Raises (on entry):
         RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
@@ -58,12 +59,14 @@ class Agent:
         gate: PermissionGate,
         mcp_servers: Mapping[str, Any] | None = None,
         outlet: Outlet | None = None,
+        trust: Callable[[], Awaitable[Mapping[str, bytes]]] | None = None,
     ) -> None:
         async def start() -> AgentProcess:
+            trusted = {} if trust is None else await trust()
             return await sandbox.start_agent(
                 arguments(options, session_id, resume=resume),
                 environment(options, token),
-                config_files=config_files,
+                config_files={**config_files, **trusted},
                 outlet=outlet,
             )
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from claude_agent_sdk._cli_version import __cli_version__
 
+from server.egress.trust import TRUST_VARIABLES
 from server.sandboxes.base import CLI, CONFIG_DIR, EGRESS_PORT, GATEWAY_SOCKET
 
 PROJECT_KEY: Final = "-workspace"
@@ -65,6 +66,8 @@ class LaunchOptions:
     """Bound of one model answer, so that a reservation of the budget stays small; None leaves it to the CLI."""
     network: bool = False
     """Whether programs find an egress proxy; what it lets through is told to it, not to them."""
+    intercept: bool = False
+    """Whether that proxy opens connections, so that programs must trust the certificates of the sandbox's own."""
 
 
 def arguments(options: LaunchOptions, session_id: str, *, resume: bool) -> tuple[str, ...]:
@@ -128,6 +131,8 @@ def environment(options: LaunchOptions, token: str) -> dict[str, str]:
     }
     if options.network:
         variables.update(PROXY_VARIABLES)
+    if options.intercept:
+        variables.update(TRUST_VARIABLES)
     if options.max_output_tokens is not None:
         variables["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(options.max_output_tokens)
     return variables

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+NOT_ALLOWED: Final = "the policy does not allow it"
+
 
 class EgressRefusedError(Exception):
     """A connection or request that is not let through. The text says why, in words fit for the agent."""

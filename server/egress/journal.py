@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
 import structlog
+
+from server.egress.targets import Target
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +25,9 @@ MAX_LINES: Final = 20
 
 MAX_KINDS: Final = 200
 """Different decisions counted apart between two notices."""
+
+MAX_SHOWN: Final = 120
+"""Characters of a path, or of what was asked for when it names no host."""
 
 Report = Callable[[str], Awaitable[None]]
 """Takes a notice for the session."""
@@ -39,11 +44,18 @@ class Judgement:
     allowed: bool
     because: str = ""
     """Why not."""
+    path: str = field(default="", compare=False)
+    """Of a request that could be read: without its query, bounded. For the log only."""
 
     def __str__(self) -> str:
         if self.allowed:
             return f"allowed {self.target}"
         return f"refused {self.target} ({self.because})"
+
+
+def shown_path(target: Target) -> str:
+    """A request's path as it may be shown: without the query, which often holds secrets."""
+    return target.path.split("?", 1)[0][:MAX_SHOWN]
 
 
 class Journal:
@@ -62,6 +74,7 @@ class Journal:
             target=judgement.target,
             allowed=judgement.allowed,
             because=judgement.because,
+            path=judgement.path,
         )
         if judgement in self._counts or len(self._counts) < MAX_KINDS:
             self._counts[judgement] += 1

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import anyio
+
+from server.clock import SYSTEM_CLOCK, Clock
+from server.egress.trust import upstream_context
 
 Lookup = Callable[[str, int], Awaitable[list[str]]]
 """Addresses of a host name. Raises ``OSError`` when it has none."""
@@ -51,10 +56,17 @@ class EgressOptions:
         bounds: bounds of each outlet.
         loopback: for tests only: host name → port of this machine's loopback that stands in for it. There is no
             setting for it. What the policy says of the name still holds.
-        trust: for tests only: certificates (PEM) of authorities that clones trust beside the machine's own.
+        trust: for tests only: certificates (PEM) of authorities that are trusted beside the machine's own.
+        clock: wall time, for certificates.
     """
 
     lookup: Lookup = system_lookup
     bounds: Bounds = field(default_factory=Bounds)
     loopback: Mapping[str, int] = field(default_factory=dict)
     trust: bytes = b""
+    clock: Clock = SYSTEM_CLOCK
+
+    @cached_property
+    def upstream_tls(self) -> ssl.SSLContext:
+        """TLS towards servers outside. Made at the first use, which takes a while."""
+        return upstream_context(self.trust)

@@ -5,17 +5,25 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import anyio
+import anyio.to_thread
 import structlog
 from anyio.abc import SocketListener, SocketStream, TaskGroup
 
 from policies.hosts import Egress
-from server.egress.conversation import Conversation
+from server.egress.conversation import Conversation, Rules
 from server.egress.failures import TrafficLimitError
 from server.egress.journal import Journal, Report
 from server.egress.options import EgressOptions
 from server.egress.traffic import Allowance, Traffic
+from server.egress.trust import trust_files
+
+if TYPE_CHECKING:
+    from server.egress.authority import SandboxAuthority
+
+_GONE: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 
 log = structlog.get_logger(__name__)
 
@@ -31,24 +39,44 @@ class EgressOutlet:
     def __init__(self, tasks: TaskGroup, options: EgressOptions) -> None:
         self._tasks = tasks
         self._options = options
-        # No layer at all: nothing is allowed (row X12).
-        self._rules = Egress(())
+        self._rules: Rules = _nothing
         self._journal = Journal()
         self._allowance = Allowance(options.bounds.bytes)
         self._places = anyio.Semaphore(options.bounds.connections)
         self._scopes: set[anyio.CancelScope] = set()
         self._closed = False
+        self._own: SandboxAuthority | None = None
+        self._making = anyio.Lock()
 
-    def allow(self, rules: Egress, report: Report | None = None) -> None:
-        """Let through what these rules permit, from now on; what runs already is not judged again.
+    def allow(self, rules: Rules, report: Report | None = None) -> None:
+        """Let through what these rules permit, from now on.
 
         Args:
-            rules: what the policy lets out.
+            rules: gives what the policy lets out; asked at each decision and while bytes flow, so that a policy that
+                was tightened holds at once. If it raises, nothing passes.
             report: takes notices for the session; given once.
         """
         self._rules = rules
         if report is not None and not self._closed:
             self._start(partial(self._journal.serve, report))
+
+    async def trust(self) -> dict[str, bytes]:
+        """Files for the sandbox's configuration directory, so that programs trust the connections opened here."""
+        authority = await self._authority()
+        return await anyio.to_thread.run_sync(trust_files, authority.pem, self._options.trust)
+
+    async def _authority(self) -> SandboxAuthority:
+        async with self._making:
+            if self._own is None:
+                self._own = await anyio.to_thread.run_sync(_make_authority, self._options)
+            return self._own
+
+    def _rules_now(self) -> Egress:
+        try:
+            return self._rules()
+        except Exception:
+            log.exception("egress_rules_unreadable")
+            return _nothing()
 
     def serve(self, listener: socket.socket) -> Callable[[], None]:
         """Take the connections of a listening socket; see :meth:`server.sandboxes.base.Outlet.serve`."""
@@ -100,10 +128,24 @@ class EgressOutlet:
         try:
             with anyio.move_on_after(bounds.total_s), traffic.scope:
                 async with stream:
-                    await Conversation(stream, traffic, self._rules, self._options, self._journal).run()
-        except (TrafficLimitError, OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+                    await Conversation(
+                        stream, traffic, self._rules_now, self._options, self._journal, self._authority
+                    ).run()
+        except (TrafficLimitError, OSError, *_GONE) as error:
             log.debug("egress_connection_ended", error=str(error))
         except Exception:
             log.exception("egress_connection_failed")
         finally:
             self._places.release()
+
+
+def _nothing() -> Egress:
+    """No layer at all: nothing is allowed (row X12)."""
+    return Egress(())
+
+
+def _make_authority(options: EgressOptions) -> SandboxAuthority:
+    # Imported here: it takes half a second, and few sandboxes need one.
+    from server.egress.authority import SandboxAuthority
+
+    return SandboxAuthority(options.clock)

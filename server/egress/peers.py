@@ -8,7 +8,7 @@ import anyio
 import h11
 from anyio.abc import ByteStream
 
-from server.egress.failures import MalformedRequestError
+from server.egress.failures import EgressRefusedError, MalformedRequestError
 from server.egress.traffic import CHUNK, Traffic
 
 MAX_HEAD: Final = 32 * 1024
@@ -63,3 +63,19 @@ class Peer:
         if data:
             self._traffic.count(len(data))
             await self.stream.send(data)
+
+
+async def refuse(client: Peer, asked: str, error: EgressRefusedError) -> None:
+    """Tell a client why its request was refused, if it can still be told; the connection is over then."""
+    if client.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+        return
+    words = f"Rookery: {asked} was refused: {error}.\n".encode()
+    headers = [
+        ("content-type", "text/plain; charset=utf-8"),
+        ("content-length", str(len(words))),
+        ("connection", "close"),
+    ]
+    reason = b"Refused by the policy" if error.status == EgressRefusedError.status else b""
+    await client.send(h11.Response(status_code=error.status, headers=headers, reason=reason))
+    await client.send(h11.Data(data=words))
+    await client.send(h11.EndOfMessage())

@@ -10,8 +10,11 @@ from policies.hosts import HostError, parse_host
 from server.egress.failures import MalformedRequestError
 
 _AUTHORITY: Final = re.compile(r"([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\.?(?::([0-9]{1,5}))?")
+_ORIGIN: Final = re.compile(r"/[\x21\x22\x24-\x7e]*")
 _ABSOLUTE: Final = re.compile(r"[Hh][Tt][Tt][Pp]://([^/?#]*)([/?][\x21\x22\x24-\x7e]*)?")
 MAX_PORT: Final = 65_535
+HTTP_PORT: Final = 80
+HTTPS_PORT: Final = 443
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,9 @@ class Target:
     port: int
     path: str = ""
 
-    @property
-    def authority(self) -> str:
-        """For the Host header of plain HTTP."""
-        return self.host if self.port == 80 else f"{self.host}:{self.port}"
+    def authority(self, default_port: int) -> str:
+        """For the Host header of a scheme with this default port."""
+        return self.host if self.port == default_port else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -49,18 +51,29 @@ def absolute_target(text: str) -> Target:
     match = _ABSOLUTE.fullmatch(text)
     if match is None:
         raise MalformedRequestError("plain requests must name an http:// URL; https goes through CONNECT")
-    found = _target(match[1], 80)
+    found = _target(match[1], HTTP_PORT)
     path = match[2] or "/"
     return Target(found.host, found.port, path if path.startswith("/") else f"/{path}")
 
 
-def host_header_target(text: str) -> Target:
-    """What a Host header of plain HTTP names.
+def origin_target(text: str, tunnel: Target) -> Target:
+    """The target of a request inside an opened tunnel: ``/path``, on the host that the tunnel leads to.
+
+    Raises:
+        MalformedRequestError: anything else: a URL with a host, ``*``, a fragment.
+    """
+    if _ORIGIN.fullmatch(text) is None:
+        raise MalformedRequestError("a request inside a tunnel must name a path")
+    return Target(tunnel.host, tunnel.port, text)
+
+
+def host_header_target(text: str, default_port: int) -> Target:
+    """What a Host header names.
 
     Raises:
         MalformedRequestError: no plain host.
     """
-    return _target(text, 80)
+    return _target(text, default_port)
 
 
 def _target(text: str, default_port: int | None) -> Target:

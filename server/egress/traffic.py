@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 from anyio.abc import ByteStream
 
-from server.egress.failures import TrafficLimitError
+from server.egress.failures import EgressRefusedError, TrafficLimitError
 
 CHUNK = 64 * 1024
 
@@ -24,13 +26,18 @@ class Traffic:
         self.scope = anyio.CancelScope(deadline=anyio.current_time() + idle_s)
         """Everything that moves bytes runs inside."""
         self.bytes = 0
+        self.guard: Callable[[], None] | None = None
+        """Asked whenever bytes are moved; raises when they no longer may."""
 
     def count(self, size: int) -> None:
         """So many bytes were moved.
 
         Raises:
             TrafficLimitError: those were more than the outlet may move.
+            EgressRefusedError: the guard says so.
         """
+        if self.guard is not None:
+            self.guard()
         self.bytes += size
         self.scope.deadline = anyio.current_time() + self._idle_s
         self._allowance.take(size)
@@ -57,9 +64,9 @@ async def exchange(inside: ByteStream, outside: ByteStream, traffic: Traffic) ->
     """Move bytes both ways until both ends have said all, or one is gone.
 
     Raises:
-        TrafficLimitError: the outlet may move no more.
+        EgressRefusedError: the policy no longer allows it, or the outlet may move no more.
     """
-    limits: list[TrafficLimitError] = []
+    refusals: list[EgressRefusedError] = []
     async with anyio.create_task_group() as tasks:
 
         async def pump(source: ByteStream, sink: ByteStream) -> None:
@@ -74,11 +81,11 @@ async def exchange(inside: ByteStream, outside: ByteStream, traffic: Traffic) ->
                     await sink.send(data)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
                 tasks.cancel_scope.cancel()
-            except TrafficLimitError as error:
-                limits.append(error)
+            except EgressRefusedError as error:
+                refusals.append(error)
                 tasks.cancel_scope.cancel()
 
         tasks.start_soon(pump, inside, outside)
         tasks.start_soon(pump, outside, inside)
-    if limits:
-        raise limits[0]
+    if refusals:
+        raise refusals[0]

@@ -57,7 +57,7 @@ async def connected(home: Path, sites: dict[str, Answer]) -> AsyncIterator[Run]:
         sandbox = await stack.enter_async_context(sandbox_in(home, Limits(processes=128)))
         tasks = await stack.enter_async_context(background_tasks())
         outlet = EgressProxy(tasks, stand_ins(ports)).open()
-        outlet.allow(rules(*sites))
+        outlet.allow(lambda: rules(*sites))
         assert sandbox.workspace is not None
         (sandbox.workspace / "ca.pem").write_bytes(authority.pem)
         (sandbox.workspace / "ca.pem").chmod(0o644)
@@ -150,7 +150,7 @@ async def test_x08_nothing_leads_out_beside_the_proxy(tmp_path: Path, *, with_pr
     """X08: no resolver, no UDP, no ICMP, no IPv6, no /dev/tcp, whether the session has a network or not."""
     async with sandbox_in(tmp_path) as sandbox, background_tasks() as tasks:
         outlet = EgressProxy(tasks, stand_ins({})).open()
-        outlet.allow(rules("*"))
+        outlet.allow(lambda: rules("*"))
         found = await python(sandbox, AROUND, outlet=outlet if with_proxy else None)
     assert found.pop("interfaces") == ["all", "default", "lo"]
     assert set(found.values()) == {"failed"}, found

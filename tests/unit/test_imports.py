@@ -123,6 +123,7 @@ def test_the_imports_of_the_front_door_stay_light_until_a_client_has_its_answer(
         "e2b",
         "structlog",
         "typer",
+        "cryptography",
     }
     seen: set[str] = set()
     waiting = ["rookery.cli", "rookery.serving.stdio"]

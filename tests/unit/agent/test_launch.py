@@ -56,6 +56,17 @@ def test_x02_the_environment_is_ours_alone() -> None:
     assert not {"PATH", "HOME", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"} & variables.keys()
 
 
+def test_a_sandbox_is_told_of_an_authority_only_where_connections_are_opened() -> None:
+    closed = environment(LaunchOptions(tools=(), network=True), "token")
+    opened = environment(LaunchOptions(tools=(), network=True, intercept=True), "token")
+    added = opened.keys() - closed.keys()
+    assert {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO", "PIP_CERT"} <= added
+    assert {opened[name] for name in added} == {
+        "/home/agent/.claude/rookery-authorities.pem",
+        "/home/agent/.claude/rookery-authority.pem",
+    }
+
+
 def test_a_transcript_is_written_where_the_cli_looks_for_it() -> None:
     files = transcript_files(SESSION, [{"type": "user", "text": "ü\udcff"}], {"subagents/agent-1": [{"type": "user"}]})
     main = files[f"projects/-workspace/{SESSION}.jsonl"]
