@@ -20,6 +20,8 @@ from server.registry import open_registry as open_sessions
 from server.services import Services
 from server.settings import Settings, UpstreamKind
 from server.store import open_store
+from server.telemetry.export import exporting
+from server.telemetry.metrics import NO_METRICS, Metrics
 
 
 @asynccontextmanager
@@ -29,6 +31,7 @@ async def open_registry(
     clock: Clock = SYSTEM_CLOCK,
     egress: EgressOptions | None = None,
     visiting: bool = False,
+    metrics: Metrics = NO_METRICS,
 ) -> AsyncIterator[Registry]:
     """Everything that a server process is made of, for as long as it serves.
 
@@ -37,6 +40,7 @@ async def open_registry(
         clock: time, ids and randomness.
         egress: how the network is reached; given by tests only.
         visiting: whether this is a command that is over in a moment, and begins nothing by itself.
+        metrics: told what happens.
 
     On leaving, agents are interrupted and their transcripts flushed, then the gateway settles its last requests, then
     the store closes.
@@ -46,13 +50,21 @@ async def open_registry(
     """
     prepare_home(settings.home)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(exporting())
         server_id = clock.identifier("server")
         leases = Leases(settings.home, server_id, clock)
         run_directory = _held(stack, leases)
         store = await stack.enter_async_context(open_store(settings.store_url, clock=clock))
         upstream = await stack.enter_async_context(_upstream(settings, run_directory))
         gateway = Gateway(
-            upstream, store, price_book(settings), clock, budgets=store, caps=caps_of(settings), owner=server_id
+            upstream,
+            store,
+            price_book(settings),
+            clock,
+            budgets=store,
+            caps=caps_of(settings),
+            owner=server_id,
+            metrics=metrics,
         )
         tasks = await stack.enter_async_context(background_tasks())
         await tasks.start(gateway.serve, run_directory / "gateway.sock")
@@ -65,6 +77,7 @@ async def open_registry(
             checkpoints=Checkpoints(ObjectStore(settings.home / "objects"), settings.home / "indexes"),
             clock=clock,
             server_id=server_id,
+            metrics=metrics,
         )
         yield await stack.enter_async_context(open_sessions(services, leases, visiting=visiting))
 

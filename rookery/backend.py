@@ -53,6 +53,11 @@ class BackgroundBackend:
         """Whether the registry serves now."""
         return self._registry is not None and not self._stopping.is_set()
 
+    def failed(self, code: ErrorCode) -> None:
+        """Note that a call was answered with an error; forgotten while there is no registry."""
+        if self._registry is not None:
+            self._registry.failed(code)
+
     def start(self) -> None:
         """Begin to open the registry, if that has not been done."""
         self._wanted.set()
@@ -96,9 +101,9 @@ class BackgroundBackend:
                     self._settled.set()
                     await self._stopping.wait()
             except Exception as error:
-                self._failed(error)
+                self._not_started(error)
 
-    def _failed(self, error: Exception) -> None:
+    def _not_started(self, error: Exception) -> None:
         self._registry = None
         self._error = _as_start_error(error)
         self._failed_at = time.monotonic()

@@ -17,6 +17,7 @@ from server.launching import LiveAgent
 from server.models import SessionRecord, TurnRecord
 from server.services import Services
 from server.session import SessionActor
+from server.telemetry.spans import present
 from server.warm import WarmPool
 
 LEAVE_TIMEOUT_S: Final = 40.0
@@ -76,10 +77,11 @@ class Fleet:
         """Start an actor for a session whose turn is in the store already."""
         actor = SessionActor(self._services, session, policy, self._changes, warm)
         self._actors[session.id] = actor
+        trace = present()
 
         async def live() -> None:
             try:
-                await actor.run(StartTurn(turn, resumed))
+                await actor.run(StartTurn(turn, resumed, trace))
             finally:
                 if self._actors.get(session.id) is actor:
                     del self._actors[session.id]

@@ -16,11 +16,15 @@ from server.errors import ErrorCode, RookeryError
 from server.leases import Leases
 from server.models import Command, Failure, SessionRecord
 from server.services import Services
+from server.telemetry.spans import carrier, continuing
 
 log = structlog.get_logger(__name__)
 
 POLL_S: Final = 0.2
 ANSWER_TIMEOUT_S: Final = 60.0
+
+TRACE: Final = "trace"
+"""Where a command carries the trace that it belongs to, beside its arguments."""
 
 Serve = Callable[[SessionRecord, str, dict[str, object]], Awaitable[dict[str, object]]]
 
@@ -50,7 +54,7 @@ class Forwarding:
             RookeryError: what the owner answered, or ``timeout``.
         """
         store = self._services.store
-        command_id = await store.send_command(session.id, kind, payload)
+        command_id = await store.send_command(session.id, kind, {**payload, TRACE: carrier()})
         with anyio.move_on_after(ANSWER_TIMEOUT_S):
             # The other side is another process: nothing here could set an event.
             while (result := await store.command_result(command_id)) is None and await self._lives(session.owner):
@@ -97,7 +101,10 @@ class Forwarding:
     async def _answer(self, command: Command) -> None:
         try:
             session = await self._services.store.session_for_server(command.session_id)
-            result = await self._serve(session, command.kind, dict(command.payload))
+            payload = dict(command.payload)
+            trace = payload.pop(TRACE, None)
+            with continuing(trace if isinstance(trace, dict) else None):
+                result = await self._serve(session, command.kind, payload)
         except RookeryError as error:
             result = {"error": Failure.of(error).model_dump(mode="json")}
         except Exception:

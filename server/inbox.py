@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from claude_agent_sdk import Message
+from opentelemetry.context import Context
 
 from server.errors import RookeryError
 from server.models import TurnRecord
+from server.telemetry.turn_span import TurnSpan
 
 
 class Leave(StrEnum):
@@ -27,6 +29,8 @@ class StartTurn:
     turn: TurnRecord
     resumed: bool = False
     """The turn was put off for an approval: the agent takes it up by itself, without a prompt."""
+    trace: Context | None = None
+    """The trace of the call that asked for it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class OpenTurn:
     """The turn under way and what the host did to it."""
 
     record: TurnRecord
+    span: TurnSpan
     resumed: bool = False
     """Taken up again after an approval: the agent needs no prompt."""
     message_id: str = field(default_factory=lambda: str(uuid.uuid4()))

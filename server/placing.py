@@ -12,6 +12,7 @@ from server.launching import LiveAgent, adopt_sandbox, launch_options, open_sand
 from server.models import SessionRecord
 from server.sandboxes.base import Sandbox
 from server.services import Services
+from server.telemetry.spans import span
 
 
 class Placement:
@@ -34,11 +35,13 @@ class Placement:
         Raises:
             RookeryError: ``sandbox_unavailable``, ``sandbox_lost``, ``storage_unavailable``.
         """
+        warm = self._warm is not None
         try:
-            if self._warm is None:
-                return await open_sandbox(self._services, session)
-            await adopt_sandbox(self._services, session, self._warm.sandbox)
-            return self._warm.sandbox
+            with span("sandbox open", rookery__sandbox=self._services.provider.name, rookery__warm=warm):
+                if self._warm is None:
+                    return await open_sandbox(self._services, session)
+                await adopt_sandbox(self._services, session, self._warm.sandbox)
+                return self._warm.sandbox
         except RookeryError as error:
             self.error = error
             raise

@@ -37,7 +37,7 @@ from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
 from server.snapshots import joined
 from server.spawning import Spawning
-from server.views import Activity, Deletion, RewindReport, WrittenFile
+from server.views import Activity, Census, Deletion, RewindReport, WrittenFile
 
 log = structlog.get_logger(__name__)
 
@@ -239,6 +239,15 @@ class Registry(SessionReader):
 
     async def _resume(self, session: SessionRecord, turn: TurnRecord) -> None:
         self._fleet.start(session, self._services.policy_of(session), turn, resumed=True)
+
+    def failed(self, code: ErrorCode) -> None:
+        """Note that a call was answered with an error, for the metrics."""
+        self._services.metrics.failed(code)
+
+    async def census(self) -> Census:
+        """What there is of everybody, for the operator."""
+        states, waiting = await self._services.store.census()
+        return Census(states=states, approvals_waiting=waiting, agents=len(self._fleet.actors))
 
     async def prune(self) -> int:
         """Delete ended sessions whose retention is over; how many."""

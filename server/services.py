@@ -19,6 +19,7 @@ from server.policy_book import PolicyBook
 from server.sandboxes.base import Limits, Sandbox, SandboxProvider, SandboxSpec
 from server.settings import Settings
 from server.store import Store
+from server.telemetry.metrics import NO_METRICS, Metrics
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Services:
     clock: Clock
     server_id: str
     """This process, in leases and commands."""
+    metrics: Metrics = NO_METRICS
     scratch: set[str] = field(default_factory=set)
     """Ids of sandboxes in use that no session will ever have; the janitor leaves them alone."""
 

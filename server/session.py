@@ -30,6 +30,8 @@ from server.placing import Placement
 from server.policy_book import tightest
 from server.services import Services
 from server.snapshots import Snapshots, heal_workspace
+from server.telemetry.spans import present
+from server.telemetry.turn_span import TurnSpan
 from server.turns import Entry, TurnTracker
 
 log = structlog.get_logger(__name__)
@@ -88,7 +90,7 @@ class SessionActor:
         if self._leaving is not None or self._gone:
             return False
         try:
-            self._send.send_nowait(StartTurn(turn))
+            self._send.send_nowait(StartTurn(turn, trace=present()))
         except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
             return False
         return True
@@ -113,7 +115,7 @@ class SessionActor:
 
     async def run(self, first: StartTurn) -> None:
         """Live: start the agent, run turns, leave. Never raises; all ends are written to the store."""
-        self._turn = OpenTurn(first.turn, resumed=first.resumed)
+        self._turn = self._opened(first)
         try:
             async with anyio.create_task_group() as tasks:
                 try:
@@ -142,8 +144,9 @@ class SessionActor:
             except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
                 return
             match item:
-                case StartTurn(turn) if self._turn is None:
-                    self._turn = OpenTurn(turn, crash=departure(None))
+                case StartTurn() as start if self._turn is None:
+                    self._turn = self._opened(start)
+                    self._turn.crash = departure(None)
                 case GoAway(why):
                     self._leaving = why
                 case _:
@@ -151,10 +154,11 @@ class SessionActor:
 
     async def _live(self, tasks: TaskGroup) -> None:
         async with AsyncExitStack() as stack:
+            assert self._turn is not None
             try:
-                await self._wake(stack)
+                with self._turn.span.current():
+                    await self._wake(stack)
             except (RookeryError, ClaudeSDKError, TimeoutError, OSError, ExceptionGroup) as error:
-                assert self._turn is not None
                 self._turn.crash = start_failure(error)
                 return
             assert self._agent is not None
@@ -231,8 +235,8 @@ class SessionActor:
     async def _handle(self, item: Item) -> bool:
         """Act on one item; whether the agent is gone."""
         match item:
-            case StartTurn(turn):
-                self._turn = OpenTurn(turn)
+            case StartTurn() as start:
+                self._turn = self._opened(start)
                 await self._checkpoint_start()
                 self._arm(self._turn)
                 await self._begin()
@@ -258,6 +262,7 @@ class SessionActor:
             return
         entries.extend(self._tracker.feed(message))
         if self._turn is not None:
+            self._turn.span.hear(message)
             await self._services.store.append_events(self.session.id, self._turn.record.number, entries)
         elif entries:
             await self._services.store.append_events(self.session.id, self.session.turn, entries)
@@ -330,8 +335,12 @@ class SessionActor:
         begun, _ = await self._services.store.begin_turn(
             self.session.id, record, owner=self._services.server_id, budget_nano_usd=None
         )
-        self._turn = OpenTurn(begun, prompted=True)
+        self._turn = self._opened(StartTurn(begun))
+        self._turn.prompted = True
         self._arm(self._turn)
+
+    def _opened(self, start: StartTurn) -> OpenTurn:
+        return OpenTurn(start.turn, TurnSpan(self.session, start.turn, start.trace), resumed=start.resumed)
 
     def _arm(self, turn: OpenTurn) -> None:
         self._tracker.begin()
@@ -340,6 +349,7 @@ class SessionActor:
         turn.deadline = anyio.current_time() + turn.timeout_s
         if self._grant is not None:
             self._grant.turn = turn.record.number
+            self._grant.trace = turn.span.context
             self._grant.failures.clear()
 
     def _longest_turn(self) -> float:
@@ -387,6 +397,8 @@ class SessionActor:
         self.session = await write_end(
             self._services.store, record, to=SessionState.AWAITING_APPROVAL if waits else self._rest
         )
+        turn.span.end(record)
+        self._services.metrics.turn_ended(record)
         self._turn = None
         if waits:
             self._leaving = self._leaving or Leave.HIBERNATE

@@ -36,7 +36,7 @@ class Spawning:
             RookeryError: ``invalid_argument``, ``too_many_sessions``, ``model_auth_failed``, ``sandbox_unavailable``,
                 ``storage_unavailable``.
         """
-        store = self._services.store
+        store, called_at = self._services.store, anyio.current_time()
         if request.request_id is not None:
             known = await store.session_by_request(principal, request.request_id)
             if known is not None:
@@ -61,6 +61,7 @@ class Spawning:
             await actor.placement.settled.wait()
         if actor.placement.error is not None:
             raise actor.placement.error
+        self._services.metrics.spawned(anyio.current_time() - called_at, warm=warm is not None)
         return created.id
 
     async def _create(self, session: SessionRecord, turn: TurnRecord, warm: LiveAgent | None) -> SessionRecord:

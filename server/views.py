@@ -273,3 +273,11 @@ class PolicyExplanation(Record):
     because: str
     matched: tuple[PolicyMatch, ...] = ()
     input: dict[str, Any] | None = Field(default=None, description="what the call would run with, if it is rewritten")
+
+
+class Census(Record):
+    """What there is of everybody's, for the operator: no principal, no session."""
+
+    states: dict[SessionState, int] = Field(description="sessions in the store by state")
+    approvals_waiting: int
+    agents: int = Field(description="agents that live in this process")

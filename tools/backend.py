@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from server.errors import ErrorCode
 from server.models import ApprovalRecord, CheckpointRecord, Outcome
 from server.requests import CostRequest, ListRequest, PromptRequest, SpawnRequest
 from server.views import (
     Activity,
+    Census,
     CostReport,
     Deletion,
     DiffReport,
@@ -124,6 +126,14 @@ class Registry(Protocol):
     @property
     def activity(self) -> Activity:
         """What the agents of this process do now."""
+        ...
+
+    def failed(self, code: ErrorCode) -> None:
+        """Note that a call was answered with an error, for the metrics."""
+        ...
+
+    async def census(self) -> Census:
+        """What there is of everybody, for the operator."""
         ...
 
     async def prune(self) -> int:

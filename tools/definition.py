@@ -132,6 +132,7 @@ class ToolServer(MCPServer[Any]):
         *,
         caller: Caller | None,
         max_wait_s: float,
+        on_failure: Callable[[ErrorCode], None] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -139,6 +140,7 @@ class ToolServer(MCPServer[Any]):
         self.backend = backend
         self._caller = caller
         self._max_wait_s = max_wait_s
+        self._on_failure = on_failure
         self._published: list[Tool] | None = None
 
     def caller(self, context: Context[Any, Any] | None) -> Caller:
@@ -184,7 +186,10 @@ class ToolServer(MCPServer[Any]):
         except QuestionsPending as pending:
             return pending.result
         except Exception as error:
-            return failure(as_rookery_error(error, where=definition.name if definition else "unknown tool"))
+            known_error = as_rookery_error(error, where=definition.name if definition else "unknown tool")
+            if self._on_failure is not None:
+                self._on_failure(known_error.code)
+            return failure(known_error)
 
 
 def _reporter(context: Context[Any, Any] | None) -> Callable[[float, str], Awaitable[None]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ from mcp.server.caching import CacheHint
 from mcp.server.request_state import RequestStateSecurity
 
 from server.callers import LOCAL, Caller
+from server.errors import ErrorCode
 from tools import approvals, costs, files, sessions, transcripts, undo
 from tools.backend import Backend
 from tools.definition import ToolDefinition, ToolServer
@@ -59,6 +60,7 @@ def build_server(
     caller: Caller | None = LOCAL,
     tools: Sequence[ToolDefinition[Any, Any]] = TOOLS,
     state_key: bytes | None = None,
+    on_failure: Callable[[ErrorCode], None] | None = None,
 ) -> ToolServer:
     """The MCP server, for any transport and both protocol eras.
 
@@ -69,12 +71,14 @@ def build_server(
         tools: what is offered.
         state_key: at least 32 secret bytes that seal the state of calls which ask the user, the same in every process
             of a home; without it such a call does not outlive this process.
+        on_failure: told the code of each call that is answered with an error.
     """
     server = ToolServer(
         tools,
         backend,
         caller=caller,
         max_wait_s=max_wait_s,
+        on_failure=on_failure,
         name="rookery",
         title="Rookery",
         description="Sandboxed Claude agents as tools.",

@@ -6,6 +6,7 @@ and the registry interrupts its agents, flushes their transcripts and ends their
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -22,6 +23,7 @@ from tools.backend import Registry
 
 if TYPE_CHECKING:
     from server.settings import Settings
+    from server.telemetry.metrics import Metrics
 
 
 DRAIN_LOOK_S: Final = 0.1
@@ -30,12 +32,21 @@ DRAIN_LOOK_S: Final = 0.1
 
 def log_to_stderr() -> None:
     """Plain warnings until the background start brings the structured log, whose library takes a while to import."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="level=%(levelname)s event=%(message)r")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainJson())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+class _PlainJson(logging.Formatter):
+    """Lines of the same form as the structured log's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps({"level": record.levelname.lower(), "event": super().format(record)})
 
 
 @asynccontextmanager
 async def background(
-    settings: Settings, *, on_signal: Callable[[], None]
+    settings: Settings, *, on_signal: Callable[[], None], metrics: Metrics | None = None
 ) -> AsyncIterator[tuple[BackgroundBackend, TaskGroup]]:
     """The backend at work, and a task group for what goes on beside it; on leaving, its registry is closed.
 
@@ -44,13 +55,15 @@ async def background(
 
     Args:
         on_signal: called for each SIGTERM and SIGINT.
+        metrics: told what happens; None where nobody asks.
     """
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Registry]:
         # In a thread, for the import takes about a second and the event loop has a client to answer.
         open_registry = await anyio.to_thread.run_sync(_prepare, settings)
-        async with open_registry(settings) as registry:
+        counted = {} if metrics is None else {"metrics": metrics}
+        async with open_registry(settings, **counted) as registry:
             yield registry
 
     backend = BackgroundBackend(opened)
@@ -72,7 +85,7 @@ async def drained(backend: BackgroundBackend, seconds: float) -> None:
             await anyio.sleep(DRAIN_LOOK_S)
 
 
-def _prepare(settings: Settings) -> Callable[[Settings], AbstractAsyncContextManager[Registry]]:
+def _prepare(settings: Settings) -> Callable[..., AbstractAsyncContextManager[Registry]]:
     """Everything slow that needs no event loop."""
     from server.telemetry import configure_logging
 

@@ -19,7 +19,9 @@ from rookery.web.addresses import Address, Names
 from rookery.web.app import build_app
 from rookery.web.health import Health
 from rookery.web.protocol import TimelyProtocol
+from rookery.web.scrape import Scrape
 from server.callers import LOCAL
+from server.telemetry.prometheus import PrometheusMetrics
 from tools.server import build_server
 
 if TYPE_CHECKING:
@@ -75,13 +77,19 @@ async def serve_http(settings: Settings, address: Address, *, announce: Callable
             http.leave()
 
     with address.listening() as listener:
-        async with background(settings, on_signal=leave) as (backend, _):
+        metrics = PrometheusMetrics()
+        async with background(settings, on_signal=leave, metrics=metrics) as (backend, _):
             health = Health(backend)
+            scrape = Scrape(backend, metrics)
             server = build_server(
-                backend, max_wait_s=settings.max_wait_s, state_key=state_key(settings.home), caller=LOCAL
+                backend,
+                max_wait_s=settings.max_wait_s,
+                state_key=state_key(settings.home),
+                caller=LOCAL,
+                on_failure=backend.failed,
             )
             names = Names.of(address, settings.public_url, settings.allowed_origins)
-            http = _Server(build_app(server, settings, names, health), settings, health)
+            http = _Server(build_app(server, settings, names, [*health.routes(), *scrape.routes()]), settings, health)
             backend.start()
             announce(address.url(listener))
             await http.serve(sockets=[listener])

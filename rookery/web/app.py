@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from rookery.serving.wire import MAX_MESSAGE_BYTES
 from rookery.web.addresses import LOOPBACK_NAMES, Names
 from rookery.web.guard import Guard
-from rookery.web.health import Health
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -22,13 +23,13 @@ SESSION_IDLE_S: Final = 1800.0
 """An MCP session of the older era that nobody uses is closed after this; agents know nothing of it."""
 
 
-def build_app(server: ToolServer, settings: Settings, names: Names, health: Health) -> Starlette:
+def build_app(server: ToolServer, settings: Settings, names: Names, beside: Sequence[BaseRoute]) -> Starlette:
     """The application, with its lifespan.
 
     Args:
         server: the MCP server.
         names: by which names it may be called.
-        health: what supervisors are told.
+        beside: what is served beside the MCP endpoint.
     """
     endpoint = server.streamable_http_app(
         max_request_body_size=MAX_MESSAGE_BYTES,
@@ -56,7 +57,7 @@ def build_app(server: ToolServer, settings: Settings, names: Names, health: Heal
             )
         )
     return Starlette(
-        routes=[*health.routes(), *endpoint.routes],
+        routes=[*beside, *endpoint.routes],
         middleware=middleware,
         lifespan=lambda _app: server.session_manager.run(),
     )

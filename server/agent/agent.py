@@ -10,10 +10,11 @@ import anyio
 import structlog
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message, SessionStore
 
-from server.agent.launch import LaunchOptions, arguments, environment
+from server.agent.launch import LaunchOptions, arguments, environment, trace_variables
 from server.agent.permissions import PermissionGate
 from server.agent.transport import SandboxTransport
 from server.sandboxes.base import CONFIG_DIR, AgentProcess, Outlet, Sandbox
+from server.telemetry.spans import span
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +66,7 @@ class Agent:
             trusted = {} if trust is None else await trust()
             return await sandbox.start_agent(
                 arguments(options, session_id, resume=resume),
-                environment(options, token),
+                {**environment(options, token), **trace_variables()},
                 config_files={**config_files, **trusted},
                 outlet=outlet,
             )
@@ -93,7 +94,7 @@ class Agent:
         )
 
     async def __aenter__(self) -> Self:
-        with anyio.fail_after(CONNECT_TIMEOUT_S):
+        with span("agent start"), anyio.fail_after(CONNECT_TIMEOUT_S):
             await self._client.connect()
         return self
 

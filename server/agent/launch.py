@@ -16,6 +16,7 @@ from claude_agent_sdk._cli_version import __cli_version__
 
 from server.egress.trust import TRUST_VARIABLES
 from server.sandboxes.base import CLI, CONFIG_DIR, EGRESS_PORT, GATEWAY_SOCKET
+from server.telemetry.spans import carrier
 
 PROJECT_KEY: Final = "-workspace"
 """How the CLI names the project whose working directory is ``/workspace``."""
@@ -136,6 +137,15 @@ def environment(options: LaunchOptions, token: str) -> dict[str, str]:
     if options.max_output_tokens is not None:
         variables["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(options.max_output_tokens)
     return variables
+
+
+def trace_variables() -> dict[str, str]:
+    """The trace under way, as the CLI and what it starts take it (``TRACEPARENT``, ``TRACESTATE``); empty without one.
+
+    A warm agent was started before anybody asked for it, so it knows of none; its tools have spans all the same, made
+    from what it says.
+    """
+    return {name.upper(): value for name, value in carrier().items()}
 
 
 def transcript_files(

@@ -9,6 +9,7 @@ import structlog
 
 from server.gateway.grants import Binding, Grant, UpstreamFailure
 from server.gateway.metering import Meter, Reading
+from server.gateway.observation import Observation
 from server.gateway.refusals import ERROR_STATUS, Cause, Refusal
 from server.gateway.usage import estimate_input_tokens
 from server.models import LedgerEntry, Usage
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from server.gateway.prices import PriceBook
     from server.gateway.recorder import Recorder
     from server.gateway.requests import Outbound
+    from server.telemetry.metrics import Metrics
 
 CLIENT_GONE: Final = 499
 """Status of an entry whose request the sandbox gave up before an answer began (a custom of HTTP proxies)."""
@@ -34,6 +36,7 @@ class Books:
     recorder: Recorder
     prices: PriceBook
     clock: Clock
+    metrics: Metrics
 
 
 class Account:
@@ -55,6 +58,7 @@ class Account:
         self.id = books.clock.identifier("req")
         """Of the request, its reservation and its ledger entry."""
         self.started_at = books.clock.now()
+        self.observation = Observation(books.metrics, grant.trace)
         self._outbound: Outbound | None = None
         self._error: str | None = None
         self._settled = False
@@ -70,6 +74,7 @@ class Account:
         if not self.metered:
             return
         self._outbound = outbound
+        self.observation.forwarded(outbound)
         self.meter = Meter(estimate_input_tokens(outbound.body, len(outbound.content)))
 
     def failed(self, status: int, error_type: str, message: str, retry_after: float | None = None) -> None:
@@ -112,7 +117,9 @@ class Account:
             self.failed(status, reading.error_type, reading.error_message)
         elif reading.complete:
             self._grant.record_success()
-        await self._books.recorder.record(self._grant, self._entry(self._outbound, reading))
+        entry = self._entry(self._outbound, reading)
+        self.observation.ended(entry)
+        await self._books.recorder.record(self._grant, entry)
 
     def _reading(self, outbound: Outbound) -> Reading:
         """What the request used, on the high side where the answer does not say."""

@@ -180,6 +180,7 @@ class Exchange:
     async def _answer(self, response: httpx2.Response, credential: Credential | None) -> None:
         account = self._account
         account.status = response.status_code
+        account.observation.answered()
         account.request_id = response.headers.get("request-id", "")[:200] or None
         if self._slot is not None:
             self._slot.answered(response.status_code, _seconds(response.headers.get("retry-after")))

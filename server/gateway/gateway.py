@@ -25,6 +25,7 @@ from server.gateway.recorder import LedgerWriter, Recorder
 from server.gateway.refusals import Cause, Refusal, forbidden, unauthorised
 from server.gateway.requests import Endpoint, read_head, token_of
 from server.gateway.responses import Reply
+from server.telemetry.metrics import NO_METRICS, Metrics
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -50,6 +51,7 @@ class Gateway:
         budgets: caps that bind before each request; its reservations are settled by the ledger. None: no caps.
         caps: the operator's caps; a session's own is in its record.
         owner: id of this server process, in reservations.
+        metrics: told of each model request.
     """
 
     def __init__(
@@ -62,10 +64,11 @@ class Gateway:
         budgets: BudgetBook | None = None,
         caps: Caps | None = None,
         owner: str = "",
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         self._upstream = upstream
         self._recorder = Recorder(ledger)
-        self._books = Books(self._recorder, prices, clock)
+        self._books = Books(self._recorder, prices, clock, metrics)
         self._admission = None if budgets is None else Admission(budgets, prices, caps or Caps(), owner)
         self._limiter = FleetLimiter(clock)
         self._grants = GrantTable(clock)

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 import anyio
+from opentelemetry.context import Context
 
 from server.clock import Clock
 from server.gateway.refusals import Cause
@@ -84,6 +85,8 @@ class Grant:
     _table: GrantTable = field(repr=False)
     turn: int = 0
     """Number of the session's turn that requests are booked on; set by the session's actor."""
+    trace: Context | None = field(default=None, repr=False)
+    """The trace of that turn."""
     terms: Callable[[], Terms] | None = None
     """The policy in force, asked for each request so that a tightened one holds at once. None, or one that raises,
     lets no request pass."""

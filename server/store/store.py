@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from server.clock import SYSTEM_CLOCK, Clock
 from server.store.approvals import Approvals
 from server.store.budgets import Budgets
+from server.store.census import Census
 from server.store.checkpoints import Checkpoints
 from server.store.costs import Costs
 from server.store.database import open_database
@@ -35,6 +36,7 @@ class Store(
     Approvals,
     Decisions,
     Checkpoints,
+    Census,
 ):
     """Everything that must outlive a process. Each method is one transaction: done in full, or not at all."""
 

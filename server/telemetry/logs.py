@@ -1,4 +1,4 @@
-"""The log: structured lines on stderr, and no secret in them.
+"""The log: one JSON object a line on stderr, and no secret in it.
 
 Redaction is the last step before rendering, so it sees all that a line will hold, texts of exceptions included. Logs
 of libraries go the same way.
@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, Final, TextIO
 
 import structlog
+from opentelemetry import trace
 
 REDACTED: Final = "[redacted]"
 
@@ -63,6 +64,14 @@ def redaction(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping
     return {**redact({name: value for name, value in line.items() if name not in private}), **private}
 
 
+def trace_ids(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The structlog processor that names the trace under way, so that a line and its span find each other."""
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        line["trace_id"], line["span_id"] = f"{span.trace_id:032x}", f"{span.span_id:016x}"
+    return line
+
+
 def configure_logging(level: str = "info", *, stream: TextIO | None = None) -> None:
     """Send our log and that of all libraries to stderr, one redacted line each. May be called again.
 
@@ -73,6 +82,7 @@ def configure_logging(level: str = "info", *, stream: TextIO | None = None) -> N
     target = stream if stream is not None else sys.stderr
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
+        trace_ids,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -91,7 +101,7 @@ def configure_logging(level: str = "info", *, stream: TextIO | None = None) -> N
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 redaction,
-                structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"), bool_as_flag=False),
+                structlog.processors.JSONRenderer(ensure_ascii=True),
             ],
         )
     )
