@@ -13,10 +13,9 @@ from rich.table import Table
 from rookery.application import open_registry
 from server.callers import LOCAL_PRINCIPAL
 from server.errors import ErrorCode, RookeryError
-from server.models import Cost, Outcome, SessionState
-from server.requests import CostRequest, ListRequest
-from server.views import CostReport, SessionPage, SessionView
-from tools.arguments import parse_arguments
+from server.models import Outcome, SessionState
+from server.requests import ListRequest
+from server.views import SessionPage, SessionView
 from tools.backend import Registry
 
 if TYPE_CHECKING:
@@ -83,14 +82,6 @@ def prune_sessions() -> Command:
     return command
 
 
-def show_costs(session_id: str | None, by: str | None) -> Command:
-    async def command(registry: Registry, console: Console) -> None:
-        request = parse_arguments(CostRequest, {"session_id": session_id, "group_by": by}, tool="rookery costs")
-        console.print(costs_table(await registry.costs(LOCAL_PRINCIPAL, request)))
-
-    return command
-
-
 def sessions_table(page: SessionPage) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for name in ("Session", "State", "Turn", "Cost"):
@@ -101,31 +92,6 @@ def sessions_table(page: SessionPage) -> Table:
         style = STATE_STYLES[one.state]
         table.add_row(one.session_id, f"[{style}]{one.state}[/]", str(one.turn), f"${one.usd:.4f}", escape(one.title))
     return table
-
-
-def costs_table(report: CostReport) -> Table:
-    """The report as a table, its sum as the last line."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column((report.group_by or "").capitalize(), overflow="fold")
-    for name in ("Requests", "Input", "Output", "Cached", "To cache", "Cost"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for group in report.groups:
-        table.add_row(escape(group.key), *_cells(group.cost))
-    table.add_section()
-    table.add_row("Total", *_cells(report.total), style="bold")
-    return table
-
-
-def _cells(cost: Cost) -> tuple[str, ...]:
-    unpriced = " + unknown" if cost.unpriced_requests else ""
-    return (
-        str(cost.requests),
-        f"{cost.input_tokens:,}",
-        f"{cost.output_tokens:,}",
-        f"{cost.cache_read_tokens:,}",
-        f"{cost.cache_write_tokens:,}",
-        f"${cost.usd:.4f}{unpriced}",
-    )
 
 
 def _show(view: SessionView, console: Console) -> None:

@@ -9,7 +9,6 @@ import typer
 
 from rookery import policy_commands
 from rookery.configuration import USAGE_ERROR, load_settings
-from rookery.install.clients import Client, Reach
 
 if TYPE_CHECKING:
     from rookery.administration import Command
@@ -97,32 +96,6 @@ def daemon_stop() -> None:
 
 
 @app.command()
-def install(
-    client: Annotated[Client, typer.Argument(help="The program to add Rookery to.")],
-    project: Annotated[
-        bool, typer.Option("--project", help="For whoever works in this directory, instead of for you everywhere.")
-    ] = False,
-    env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable for the server; may be repeated.")
-    ] = None,
-    show: Annotated[bool, typer.Option("--print", help="Only print the entry and where it belongs.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace another entry of the same name.")] = False,
-) -> None:
-    """Add Rookery to a client's configuration, leaving all else in it as it is."""
-    from rookery.install.command import install as add_to
-    from rookery.install.document import RefusedError
-
-    try:
-        typer.echo(add_to(client, Reach.PROJECT if project else Reach.USER, env or [], show=show, replace=replace))
-    except ValueError as error:
-        _fail(str(error))
-    except RefusedError as refusal:
-        _fail(str(refusal), code=1)
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}", code=1)
-
-
-@app.command()
 def demo(
     scripted: Annotated[
         bool, typer.Option("--scripted", help="Play the scripted model even when a credential is set.")
@@ -194,11 +167,12 @@ def sessions_prune() -> None:
 def costs(
     session_id: Annotated[str | None, typer.Argument(help="One session; all of them without.")] = None,
     by: Annotated[str | None, typer.Option(help="Sum by session, model, label or day.")] = None,
+    tree: Annotated[bool, typer.Option("--tree", help="The session with all that descends from it.")] = False,
 ) -> None:
-    """Show what model requests cost."""
-    from rookery import administration
+    """Show what agents cost, what is left of each cap, and a chart of the last days."""
+    from rookery import cost_tables
 
-    _run(administration.show_costs(session_id, by))
+    _run(cost_tables.show_costs(session_id, by, tree))
 
 
 def _run(command: Command) -> None:

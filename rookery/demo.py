@@ -13,8 +13,9 @@ from rich.spinner import Spinner
 from rich.syntax import Syntax
 from rich.table import Table
 
-from rookery.administration import costs_table, first_error
+from rookery.administration import first_error
 from rookery.application import open_registry
+from rookery.cost_tables import costs_table
 from rookery.doctor import credential_check, run_doctor
 from server.callers import LOCAL_PRINCIPAL
 from server.errors import RookeryError

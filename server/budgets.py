@@ -3,8 +3,9 @@
 A cap stands on an *account*: a session, the tree of sessions below one root, a principal, a principal's day (UTC). A
 request reserves what it can cost at most in all accounts that it belongs to, at once or not at all; its ledger entry,
 which carries the reservation's id, puts the true cost in the place of what was reserved. A session's account holds
-what its spawned descendants spend too, so a child can never spend more than its parent has left; a fork has the cap
-of its own record, and shares those of tree, principal and day.
+what its spawned descendants spend too, and a spawned child's cap is set aside there as long as the child lives: so
+children can never spend, nor be promised, more than their parent has left. A fork has the cap of its own record, and
+shares those of tree, principal and day.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 WARNING_LEVELS: Final = (50, 80, 95)
-"""Percent of a session's cap at which its log gets a warning."""
+"""Percent of a cap at which the session that spends gets a warning into its log."""
+
+
+def warning_level(percent: int) -> int:
+    """The highest level that is reached; 0 for none."""
+    return max((level for level in WARNING_LEVELS if level <= percent), default=0)
 
 
 class Scope(StrEnum):
@@ -117,6 +123,8 @@ class Shortage(Record):
         if self.unit == "tokens":
             left, cap = f"{max(0, self.remaining):,}", f"{self.cap:,} tokens"
             remedy = f"raise ROOKERY_{variable}_TOKENS to go on"
+            if self.scope is Scope.SESSION:
+                remedy = "continue_session with a higher budget_tokens (the new total) goes on"
         else:
             left, cap = f"${max(0, self.remaining) / NANO_USD:.4f}", f"${self.cap / NANO_USD:.2f}"
             remedy = f"raise ROOKERY_{variable}_USD to go on"
@@ -140,18 +148,29 @@ class Standing(Record):
     cap: Cap
     spent_nano_usd: int = 0
     reserved_nano_usd: int = 0
+    allotted_nano_usd: int = 0
+    """Set aside for spawned children."""
     spent_tokens: int = 0
     reserved_tokens: int = 0
+    allotted_tokens: int = 0
 
     @property
     def remaining_nano_usd(self) -> int | None:
-        """What is neither spent nor reserved; negative when the cap was lowered below that."""
-        return None if self.cap.nano_usd is None else self.cap.nano_usd - self.spent_nano_usd - self.reserved_nano_usd
+        """What is neither spent, reserved nor set aside; negative when the cap was lowered below that."""
+        used = self.spent_nano_usd + self.reserved_nano_usd + self.allotted_nano_usd
+        return None if self.cap.nano_usd is None else self.cap.nano_usd - used
 
     @property
     def remaining_tokens(self) -> int | None:
         """As :attr:`remaining_nano_usd`, in tokens."""
-        return None if self.cap.tokens is None else self.cap.tokens - self.spent_tokens - self.reserved_tokens
+        used = self.spent_tokens + self.reserved_tokens + self.allotted_tokens
+        return None if self.cap.tokens is None else self.cap.tokens - used
+
+    @property
+    def percent(self) -> int:
+        """How much of the cap is spent, of both caps the one that is nearer to its end; 0 without a cap."""
+        parts = ((self.spent_nano_usd, self.cap.nano_usd), (self.spent_tokens, self.cap.tokens))
+        return max((spent * 100 // cap for spent, cap in parts if cap), default=0)
 
 
 class BudgetBook(Protocol):

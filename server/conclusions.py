@@ -25,6 +25,8 @@ class Circumstances:
 
     interrupted: bool = False
     timed_out: bool = False
+    overspent: bool = False
+    """Stopped because time in the sandbox has used the budget up."""
     stopped_for_approval: bool = False
     upstream: RookeryError | None = None
     """The gateway's verdict on the turn's model requests, if its last one failed."""
@@ -54,6 +56,8 @@ def conclude(result: ResultMessage | None, known: Circumstances) -> Conclusion:
     if known.timed_out and not completed:
         message = f"The turn took longer than {known.timeout_s:g} s and was stopped. Its work so far is kept; continue."
         return _failed(RookeryError(ErrorCode.TIMEOUT, message), StopReason.TIMEOUT)
+    if known.overspent and not completed:
+        return _failed(_over_budget(), StopReason.BUDGET_EXCEEDED)
     if known.interrupted and not completed:
         return Conclusion(StopReason.INTERRUPTED)
     if known.stopped_for_approval or (result is not None and result.terminal_reason == "tool_deferred"):

@@ -52,6 +52,7 @@ async def ended_record(
         Circumstances(
             interrupted=turn.interrupted,
             timed_out=turn.timed_out,
+            overspent=turn.overspent,
             upstream=upstream,
             crash=turn.crash,
             schema_asked=session.output_schema is not None and turn.record.origin is TurnOrigin.PROMPT,

@@ -59,7 +59,12 @@ class AgentLeft:
     error: Exception | None
 
 
-Item = StartTurn | Interrupt | GoAway | AgentSaid | AgentLeft
+@dataclass(frozen=True)
+class Overspent:
+    """What the sandbox costs has used up the session's budget: the present turn must stop."""
+
+
+Item = StartTurn | Interrupt | GoAway | AgentSaid | AgentLeft | Overspent
 
 
 @dataclass
@@ -76,6 +81,7 @@ class OpenTurn:
     """The agent has been asked, so that a result is owed."""
     interrupted: bool = False
     timed_out: bool = False
+    overspent: bool = False
     timeout_s: float = 0.0
     """How long the turn may take."""
     deadline: float = 0.0

@@ -113,7 +113,7 @@ class Usage(Record):
 class Cost(Record):
     """What model requests cost, as answered by tools. Sums are the ledger's."""
 
-    usd: float = Field(default=0.0, description="dollars of all requests with a known price")
+    usd: float = Field(default=0.0, description="dollars of all requests with a known price, and of sandboxes")
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_tokens: int = 0
@@ -121,6 +121,8 @@ class Cost(Record):
     requests: int = Field(default=0, description="model requests, failed ones included")
     failures: int = Field(default=0, description="model requests that failed")
     unpriced_requests: int = Field(default=0, description="requests whose model has no known price; not in usd")
+    sandbox_seconds: float = Field(default=0.0, description="how long a sandbox ran")
+    sandbox_usd: float = Field(default=0.0, description="the part of usd that sandboxes cost")
 
 
 class LedgerEntry(Record):
@@ -145,6 +147,23 @@ class LedgerEntry(Record):
     price_source: str | None = None
     started_at: datetime
     ended_at: datetime
+    fallback_from: str | None = Field(
+        default=None, description="the model that the agent asked for, when another one answered in its place"
+    )
+
+
+class SandboxTime(Record):
+    """A stretch of time for which a session had a sandbox running: a line of the ledger, written once."""
+
+    id: str
+    principal: str
+    session_id: str
+    root_id: str
+    kind: str = Field(description="the provider")
+    started_at: datetime
+    ended_at: datetime
+    milliseconds: int = Field(ge=0, description="by a clock that never jumps, unlike the two above")
+    nano_usd: int = Field(ge=0)
 
 
 class SessionRecord(Record):
@@ -182,6 +201,7 @@ class SessionRecord(Record):
     parent_policies: tuple[tuple[str, tuple[str, ...] | None], ...] | None = Field(
         default=None, description="policy and tools of each ancestor that spawned it, the first one first; None: a root"
     )
+    budget_tokens: int | None = Field(default=None, description="total cap of the session in tokens of all kinds")
 
 
 class TurnOrigin(StrEnum):

@@ -39,7 +39,7 @@ class Prompting:
         policy = services.policy_of(session)
         check_model(policy, session.model)
         services.gateway.require_credential()
-        budget = await self._new_cap(session, request.budget_usd, policy)
+        caps = await self._new_caps(session, request, policy)
         await screen(services, session, session.turn + 1, request.prompt)
         if session.id not in self._fleet.actors:
             await self._fleet.make_room()
@@ -52,9 +52,7 @@ class Prompting:
         )
         # From the row on, the turn must get its actor, whatever becomes of the one who asked.
         with anyio.CancelScope(shield=True):
-            turn, begun = await services.store.begin_turn(
-                session.id, record, owner=services.server_id, budget_nano_usd=budget
-            )
+            turn, begun = await services.store.begin_turn(session.id, record, owner=services.server_id, **caps)
             if not begun:
                 return turn.number
             actor = self._fleet.actors.get(session.id)
@@ -66,19 +64,37 @@ class Prompting:
             self._fleet.start(fresh, policy, turn)
         return turn.number
 
-    async def _new_cap(self, session: SessionRecord, budget_usd: float | None, policy: Policy) -> int | None:
-        """The session's new cap; None when it stays. What the policy allows is never passed."""
+    async def _new_caps(self, session: SessionRecord, request: PromptRequest, policy: Policy) -> dict[str, int]:
+        """The session's new caps, as far as they change. What the policy allows is never passed.
+
+        Raises:
+            RookeryError: ``invalid_argument``: a new cap is not above what is spent.
+        """
+        caps: dict[str, int] = {}
         present = None if session.budget_nano_usd is None else session.budget_nano_usd / NANO_USD
-        cap = tightest(policy.limits.usd, present if budget_usd is None else budget_usd)
-        if cap is None or (budget_usd is None and cap == present):
-            return None
-        spent = (await self._services.store.cost(session.id)).usd
-        if budget_usd is not None and cap <= spent:
-            message = f"budget_usd: is the session's total cap and must be above the ${spent:.4f} it has spent already."
-            if cap < budget_usd:
+        cap = tightest(policy.limits.usd, present if request.budget_usd is None else request.budget_usd)
+        if cap is not None and (request.budget_usd is not None or cap != present):
+            caps["budget_nano_usd"] = round(cap * NANO_USD)
+        if request.budget_tokens is not None:
+            caps["budget_tokens"] = request.budget_tokens
+        if request.budget_usd is None and request.budget_tokens is None:
+            return caps
+        spent = await self._services.store.standing(session.id)
+        if request.budget_usd is not None and caps["budget_nano_usd"] <= spent.spent_nano_usd:
+            message = (
+                "budget_usd: is the session's total cap and must be above the "
+                f"${spent.spent_nano_usd / NANO_USD:.4f} it has spent already."
+            )
+            if cap is not None and cap < request.budget_usd:
                 message += f" The policy {policy.name} allows no more than ${cap:g}."
             raise RookeryError(ErrorCode.INVALID_ARGUMENT, message)
-        return round(cap * NANO_USD)
+        if request.budget_tokens is not None and request.budget_tokens <= spent.spent_tokens:
+            raise RookeryError(
+                ErrorCode.INVALID_ARGUMENT,
+                "budget_tokens: is the session's total cap and must be above the "
+                f"{spent.spent_tokens:,} tokens it has used already.",
+            )
+        return caps
 
 
 async def screen(services: Services, session: SessionRecord, turn: int, prompt: str) -> None:

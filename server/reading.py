@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from policies import Facts, Policy, ToolRequest
 from policies.types import LinkLookup
+from server.budgets import caps_of
 from server.changes import Changes
 from server.errors import ErrorCode, RookeryError
 from server.explaining import explain
@@ -62,9 +64,7 @@ class SessionReader:
         store = self._services.store
         turn = await self._latest_turn(session)
         cost = await store.cost(session.id)
-        remaining = None
-        if session.budget_nano_usd is not None:
-            remaining = max(0.0, session.budget_nano_usd / NANO_USD - cost.usd)
+        left = (await store.standing(session.id)).remaining_nano_usd
         pending: tuple[PendingApproval, ...] = ()
         if session.state in (SessionState.AWAITING_APPROVAL, SessionState.RUNNING):
             pending = tuple(
@@ -86,7 +86,7 @@ class SessionReader:
             structured_output=turn.structured_output,
             error=turn.error,
             cost=cost,
-            budget_remaining_usd=remaining,
+            budget_remaining_usd=None if left is None else max(0, left) / NANO_USD,
             checkpoint_id=turn.checkpoint_id,
             pending_approvals=pending,
             denials=turn.denials,
@@ -106,7 +106,24 @@ class SessionReader:
         session = await self._services.store.session(principal, session_id)
         latest = await self._latest(session_id)
         cost = await self._services.store.cost(session_id)
-        return Progress(step=latest.seq if latest else 0, text=_activity(session, latest), usd=cost.usd)
+        return Progress(
+            step=latest.seq if latest else 0,
+            text=self._waiting(session, latest) or _activity(session, latest),
+            usd=cost.usd,
+            budget_percent=(await self._services.store.standing(session_id)).percent,
+        )
+
+    def _waiting(self, session: SessionRecord, latest: Event | None) -> str | None:
+        """What the session's model request waits for: this process knows of its own, of others' by their events."""
+        if not session.state.is_busy:
+            return None
+        until = self._services.gateway.waiting_until(session.id)
+        if until is None and latest is not None and session.owner != self._services.server_id:
+            said = latest.data.get("waiting_until")
+            until = datetime.fromisoformat(said) if isinstance(said, str) else None
+        if until is None or until <= self._services.clock.now():
+            return None
+        return f"rate_limited until {until:%H:%M:%S} UTC"
 
     async def _latest(self, session_id: str) -> Event | None:
         last = await self._services.store.last_seq(session_id)
@@ -124,6 +141,7 @@ class SessionReader:
     async def get(self, principal: str, session_id: str) -> SessionView:
         """All about one session."""
         session = await self._services.store.session(principal, session_id)
+        latest = await self._latest(session_id)
         checkpoints = await self._services.store.checkpoints(session_id)
         return SessionView(
             session_id=session.id,
@@ -139,8 +157,10 @@ class SessionReader:
             policy=session.policy,
             sandbox=session.sandbox_kind,
             resident=session.resident,
+            waiting=self._waiting(session, latest),
+            budget_tokens=session.budget_tokens,
             budget_usd=None if session.budget_nano_usd is None else session.budget_nano_usd / NANO_USD,
-            activity=_activity(session, await self._latest(session_id)),
+            activity=_activity(session, latest),
             checkpoints=tuple(
                 CheckpointSummary(
                     checkpoint_id=checkpoint.id,
@@ -181,7 +201,7 @@ class SessionReader:
         Raises:
             RookeryError: ``session_not_found``.
         """
-        return await self._services.store.cost_report(principal, request)
+        return await self._services.store.cost_report(principal, request, caps_of(self._services.settings))
 
     async def list_files(
         self, principal: str, session_id: str, path: str = ".", depth: int = 1, limit: int = 500
@@ -327,6 +347,8 @@ def _activity(session: SessionRecord, latest: Event | None) -> str:
             return f"{data.get('tool')} was denied by the policy"
         case EventKind.NOTICE:
             return _line(str(data.get("text", "")))
+        case EventKind.BUDGET:
+            return f"{data.get('percent')} % of the budget is spent"
         case _:
             return "waiting for the model"
 

@@ -110,6 +110,9 @@ class SpawnRequest(Request):
     )
     max_turns: int | None = Field(default=None, ge=1, le=10_000, description="most model requests in one turn")
     budget_usd: float | None = Field(default=None, gt=0, le=100_000, description="total cap of the session in dollars")
+    budget_tokens: int | None = Field(
+        default=None, gt=0, le=10**15, description="total cap of the session in tokens of all kinds together"
+    )
     workspace: WorkspaceSource | None = Field(default=None, description="what the workspace holds at the start")
     output_schema: dict[str, Any] | None = Field(
         default=None, description="JSON Schema that the agent's answer must meet; see `structured_output`"
@@ -168,6 +171,9 @@ class PromptRequest(Request):
         default=None, max_length=200, description="key of your own: a repeated call answers with the first turn"
     )
     budget_usd: float | None = Field(default=None, gt=0, le=100_000, description="new total cap of the session")
+    budget_tokens: int | None = Field(
+        default=None, gt=0, le=10**15, description="new total cap of the session in tokens of all kinds together"
+    )
 
     _prompt = field_validator("prompt")(checked_prompt)
 

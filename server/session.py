@@ -23,11 +23,12 @@ from server.concurrency import background_tasks
 from server.endings import ended_record, is_foreign_result, write_end
 from server.errors import RookeryError
 from server.gateway import Grant, classify
-from server.inbox import AgentLeft, AgentSaid, GoAway, Interrupt, Item, Leave, OpenTurn, StartTurn
+from server.inbox import AgentLeft, AgentSaid, GoAway, Interrupt, Item, Leave, OpenTurn, Overspent, StartTurn
 from server.launching import LiveAgent
 from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.placing import Placement
 from server.policy_book import tightest
+from server.sandbox_meter import SandboxMeter
 from server.services import Services
 from server.snapshots import Snapshots, heal_workspace
 from server.telemetry.spans import present
@@ -70,6 +71,7 @@ class SessionActor:
         self._tracker = TurnTracker()
         self._authority = SessionAuthority(services, session, changes)
         self._snapshots = Snapshots(services, session)
+        self._meter = SandboxMeter(services, session, self._overspent)
         self._agent: Agent | None = None
         self._grant: Grant | None = None
         self._turn: OpenTurn | None = None
@@ -103,6 +105,13 @@ class SessionActor:
         """Ask the actor to interrupt what runs and go; ``stopped`` tells when it has gone."""
         await self._command(GoAway(why))
 
+    async def _overspent(self) -> None:
+        """Time in the sandbox has used the budget up."""
+        try:
+            await self._send.send(Overspent())
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            log.debug("actor had left before its budget was spent", session_id=self.session.id)
+
     async def _command(self, item: Interrupt | GoAway) -> None:
         if self._turn is not None and not self._turn.prompted:
             self._turn.interrupted = True
@@ -133,6 +142,7 @@ class SessionActor:
             self._receive.close()
             with anyio.CancelScope(shield=True):
                 await self.placement.close()
+                await self._meter.close()
                 await self._settle()
             self.stopped.set()
 
@@ -163,6 +173,7 @@ class SessionActor:
                 return
             assert self._agent is not None
             tasks.start_soon(self._listen, self._agent)
+            tasks.start_soon(self._meter.serve)
             await self._begin()
             while self._leaving is None or self._turn is not None:
                 item: Item | None = None
@@ -176,6 +187,7 @@ class SessionActor:
     async def _wake(self, stack: AsyncExitStack) -> None:
         """Bring the sandbox and the agent up, and take the turn's checkpoint meanwhile."""
         sandbox = await self.placement.sandbox_of(self.session)
+        self._meter.start()
         files = self._services.files(self.session.id, sandbox)
         await heal_workspace(self._services, self.session, files)
         self._snapshots.attach(files)
@@ -245,6 +257,10 @@ class SessionActor:
             case GoAway(why):
                 self._leaving = why
                 await self._stop_turn(interrupted=True)
+            case Overspent():
+                if self._turn is not None:
+                    self._turn.overspent = True
+                    await self._stop_turn()
             case AgentSaid(message):
                 await self._hear(message)
             case AgentLeft(error):

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     policy: str = Field(default="workspace", description="default policy of new sessions")
     policy_dir: Path | None = Field(default=None, description="directory of YAML policies, named by their file")
     default_budget_usd: float = Field(default=5.0, gt=0, le=100_000, description="cap of a session that names none")
-    default_budget_tokens: TokenCap = Field(default=None, description="cap of every session, in tokens of all kinds")
+    default_budget_tokens: TokenCap = Field(default=None, description="the same in tokens of all kinds")
     tree_budget_usd: DollarCap = Field(default=None, description="cap of a session with all that descends from it")
     tree_budget_tokens: TokenCap = Field(default=None, description="the same in tokens")
     principal_budget_usd: DollarCap = Field(default=None, description="cap of all sessions of one principal")
@@ -58,6 +58,7 @@ class Settings(BaseSettings):
         default_factory=dict,
         description='JSON: model → {"input_usd": …, "output_usd": …} for a million tokens, before the price table',
     )
+    sandbox_usd_per_s: float = Field(default=0.0, ge=0, le=1, description="price of a second of a running sandbox")
     turn_timeout_s: float = Field(default=3600, gt=0, le=86_400, description="longest turn")
     background_s: float = Field(default=30, ge=0, le=3600, description="how long background tasks may outlive a turn")
     approval_hot_s: float = Field(default=60, ge=0, le=3600, description="how long an approval keeps its agent alive")

@@ -98,6 +98,7 @@ class Spawning:
             max_turns=request.max_turns,
             output_schema=request.output_schema,
             budget_nano_usd=round(budget * NANO_USD),
+            budget_tokens=request.budget_tokens or settings.default_budget_tokens,
             sandbox_kind=self._services.provider.name,
             owner=self._services.server_id,
             request_id=request.request_id,

@@ -59,7 +59,11 @@ class SessionView(Record):
     policy: str
     sandbox: str
     resident: bool
+    waiting: str | None = Field(
+        default=None, description="what the agent's model request waits for, as in rate_limited until 12:00:00 UTC"
+    )
     budget_usd: float | None
+    budget_tokens: int | None = Field(default=None, description="cap in tokens of all kinds")
     activity: str = Field(description="what the agent does now, or did last, in a few words")
     checkpoints: tuple[CheckpointSummary, ...] = ()
     outcome: Outcome = Field(description="outcome of the latest turn; its cost is that of the whole session")
@@ -87,6 +91,7 @@ class Progress(Record):
     step: int = Field(description="sequence number of the latest event: only ever grows")
     text: str
     usd: float
+    budget_percent: int = Field(default=0, description="how much of the session's budget is spent")
 
 
 class FileEntry(Record):
@@ -128,6 +133,22 @@ class CostGroup(Record):
     cost: Cost
 
 
+class BudgetView(Record):
+    """How one cap stands. Null: there is no cap of this kind."""
+
+    scope: Literal["session", "tree", "principal", "day"]
+    budget_usd: float | None = None
+    spent_usd: float = 0.0
+    reserved_usd: float = Field(default=0.0, description="held by model requests under way: mostly more than they cost")
+    allotted_usd: float = Field(default=0.0, description="set aside for spawned children that have not spent it yet")
+    remaining_usd: float | None = None
+    budget_tokens: int | None = Field(default=None, description="tokens of all kinds")
+    spent_tokens: int = 0
+    reserved_tokens: int = 0
+    allotted_tokens: int = 0
+    remaining_tokens: int | None = None
+
+
 class CostReport(Record):
     """Costs of a session, a tree, or all of the principal's."""
 
@@ -135,11 +156,13 @@ class CostReport(Record):
     session_id: str | None
     total: Cost
     cache_hit_rate: float | None = Field(description="cached part of all input tokens, 0 to 1; null without input")
-    budget_usd: float | None
+    budget_usd: float | None = Field(description="the session's own cap; null for a tree or everything")
     budget_remaining_usd: float | None
+    budgets: tuple[BudgetView, ...] = Field(default=(), description="every cap that binds here, the session's first")
     groups: tuple[CostGroup, ...] = ()
     group_by: str | None = None
     sdk_usd: float | None = Field(default=None, description="the SDK's own figure for a single session")
+    sdk_note: str = Field(default="", description="why the SDK's figure differs from the ledger's, if it does")
     note: str = ""
 
 

@@ -11,7 +11,6 @@ from server.views import (
     Approvals,
     ApprovalView,
     CheckpointSummary,
-    CostReport,
     Deletion,
     DiffReport,
     FileChange,
@@ -70,6 +69,8 @@ def session_text(view: SessionView) -> str:
         lines.append("Labels: " + ", ".join(f"{name}={value}" for name, value in view.labels.items()))
     if view.activity:
         lines.append("Activity: " + view.activity)
+    if view.waiting:
+        lines.append("Waiting: " + view.waiting)
     lines.extend(
         f"Checkpoint {one.checkpoint_id}: {one.kind}, turn {one.turn}, {one.files} files {one.label}".rstrip()
         for one in view.checkpoints
@@ -113,21 +114,6 @@ def event_text(event: Event) -> str:
 def deletion_text(deletion: Deletion) -> str:
     what = "was deleted with its files, transcript and checkpoints" if deletion.deleted else "has ended"
     return f"Session {deletion.session_id} {what}."
-
-
-def costs_text(report: CostReport) -> str:
-    scope = {"session": "This session", "tree": "This session and its descendants", "principal": "All sessions"}
-    lines = [
-        f"{scope[report.scope]}: {money(report.total)}; {report.total.input_tokens:,} input, "
-        f"{report.total.output_tokens:,} output, {report.total.cache_read_tokens:,} cache read, "
-        f"{report.total.cache_write_tokens:,} cache write tokens"
-    ]
-    if report.budget_usd is not None:
-        lines.append(f"Budget ${report.budget_usd:.2f}, ${report.budget_remaining_usd or 0:.4f} left")
-    lines.extend(f"{group.key}: {money(group.cost)}" for group in report.groups)
-    if report.note:
-        lines.append(report.note)
-    return "\n".join(lines)
 
 
 def listing_text(listing: FileListing) -> str:

@@ -15,6 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 from pydantic import Field
 
+from server.budgets import WARNING_LEVELS
 from server.concurrency import background_tasks
 from server.models import Outcome, PendingApproval, SessionState
 from tools.definition import Call
@@ -177,9 +178,11 @@ class _ProgressReporter:
         self._last_number = max(self._last_number + 0.001, float(sum(one.step for one in progress)))
         self._last_at = now
         elapsed, usd = now - self._started, sum(one.usd for one in progress)
+        percent = max((one.budget_percent for one in progress), default=0)
+        spent = f" · {percent} % of the budget" if percent >= WARNING_LEVELS[0] else ""
         if len(progress) == 1:
             head = progress[0].text
         else:
             newest = max(range(len(progress)), key=lambda index: (not settled[index], progress[index].step))
             head = f"{sum(settled)} of {len(settled)} done; {progress[newest].text}"
-        await self._call.report(self._last_number, f"{head} · {elapsed:.1f} s · ${usd:.4f}")
+        await self._call.report(self._last_number, f"{head} · {elapsed:.1f} s · ${usd:.4f}{spent}")

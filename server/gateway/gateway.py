@@ -6,6 +6,7 @@ endpoints of the Messages API that an agent needs, and writes every model reques
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -89,6 +90,15 @@ class Gateway:
     def open_grant(self) -> Grant:
         """A new grant, unbound: its requests are refused until :meth:`Grant.bind`."""
         return self._grants.open()
+
+    def waiting_until(self, session_id: str) -> datetime | None:
+        """When the earliest waiting request of a session's agent will be sent; None when none waits."""
+        waits = [
+            grant.waiting_until
+            for grant in self._grants.all()
+            if grant.waiting_until is not None and grant.binding is not None and grant.binding.session_id == session_id
+        ]
+        return min(waits, default=None)
 
     def require_credential(self) -> None:
         """Say at once what the first model request would find.

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, Row, Update, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import BigInteger, Connection, Row, Update, and_, bindparam, case, delete, insert, or_, select, update
 
-from server.budgets import WARNING_LEVELS, Cap, Claim, Reservation, Scope, Shortage, Standing, fit
-from server.models import NANO_USD, EventKind, LedgerEntry, Usage
-from server.store.database import insert as upsert
-from server.store.events import append
+from server.budgets import Caps, Claim, Reservation, Scope, Shortage, Standing, fit
+from server.models import LedgerEntry, Usage
+from server.store.accounts import Account, account_id, accounts_of, look, opened, rows_of, standing
+from server.store.allotments import Drawn, give_back
+from server.store.budget_warnings import warn_of_caps, warn_of_spending
 from server.store.room import Room
 from server.store.tables import budget_accounts, reservations, sessions
-
-MAX_ANCESTORS: Final = 64
-"""Deepest tree of sessions that is followed; spawning stops far earlier."""
 
 UNLIMITED: Final = (1 << 63) - 1
 
@@ -31,7 +29,10 @@ class Budgets(Room):
         Raises:
             RookeryError: ``storage_unavailable``; nothing is reserved then.
         """
-        return await self._database.write(_reserve, claim, self._now())
+        answer, warned = await self._database.write(_reserve, claim, self._now())
+        if warned:
+            self._changed(claim.session_id)
+        return answer
 
     async def standing(self, session_id: str) -> Standing:
         """How a session's own account stands, what its spawned descendants spend included."""
@@ -40,18 +41,19 @@ class Budgets(Room):
 
 _TABLE: Final = budget_accounts.c
 
-_SESSION: Final = select(sessions.c.parent_id, sessions.c.forked_from, sessions.c.budget_nano_usd).where(
+_CAPS: Final = select(sessions.c.budget_nano_usd.label("nano_usd"), sessions.c.budget_tokens.label("tokens")).where(
     sessions.c.id == bindparam("key")
 )
-_CAP: Final = select(sessions.c.budget_nano_usd).where(sessions.c.id == bindparam("key"))
-_ACCOUNTS: Final = select(budget_accounts).where(_TABLE.id.in_(bindparam("ids", expanding=True))).order_by(_TABLE.id)
-_LOCKED_ACCOUNTS: Final = _ACCOUNTS.with_for_update()
 _RESERVE: Final = insert(reservations)
 _RELEASE: Final = (
     delete(reservations)
     .where(reservations.c.id == bindparam("key"))
     .returning(
-        reservations.c.accounts, reservations.c.nano_usd, reservations.c.input_tokens, reservations.c.output_tokens
+        reservations.c.accounts,
+        reservations.c.nano_usd,
+        reservations.c.input_tokens,
+        reservations.c.output_tokens,
+        reservations.c.drawn,
     )
 )
 _SETTLE: Final = (
@@ -60,54 +62,65 @@ _SETTLE: Final = (
     .values(
         spent_nano_usd=_TABLE.spent_nano_usd + bindparam("nano_usd"),
         spent_tokens=_TABLE.spent_tokens + bindparam("tokens"),
-        reserved_nano_usd=_TABLE.reserved_nano_usd - bindparam("held_nano_usd"),
-        reserved_tokens=_TABLE.reserved_tokens - bindparam("held_tokens"),
+        reserved_nano_usd=_TABLE.reserved_nano_usd - bindparam("freed_nano_usd"),
+        reserved_tokens=_TABLE.reserved_tokens - bindparam("freed_tokens"),
     )
-)
-_SPENT: Final = (
-    select(sessions.c.id, sessions.c.turn, sessions.c.budget_nano_usd, _TABLE.spent_nano_usd)
-    .join(budget_accounts, _TABLE.id == f"{Scope.SESSION}:" + sessions.c.id)
-    .where(sessions.c.id.in_(bindparam("ids", expanding=True)), sessions.c.budget_nano_usd > 0)
 )
 """Statements are made once: making them takes longer than running them."""
 
 
 @cache
-def _take(accounts: int) -> Update:
-    """One UPDATE that reserves in as many accounts, each only if it has room; their number tells whether all had."""
-    nano_usd, tokens = bindparam("nano_usd", type_=BigInteger), bindparam("tokens", type_=BigInteger)
+def _take(accounts: int, children: bool) -> Update:
+    """One UPDATE that reserves in as many accounts, each only if it has room; their number tells whether all had.
+
+    Args:
+        accounts: how many.
+        children: whether some of them spend from allotments of others.
+    """
+    nano_usd, tokens = _number("nano_usd"), _number("tokens")
     spent, counted = _TABLE.spent_nano_usd + _TABLE.reserved_nano_usd, _TABLE.spent_tokens + _TABLE.reserved_tokens
     with_room = [
         and_(
             _TABLE.id == bindparam(f"id_{number}"),
-            spent + nano_usd <= bindparam(f"nano_usd_cap_{number}", type_=BigInteger),
-            counted + tokens <= bindparam(f"tokens_cap_{number}", type_=BigInteger),
+            spent + _TABLE.allotted_nano_usd + nano_usd <= _number(f"nano_usd_cap_{number}"),
+            counted + _TABLE.allotted_tokens + tokens <= _number(f"tokens_cap_{number}"),
         )
         for number in range(accounts)
     ]
-    taken = {
+    taken: dict[str, Any] = {
         "reserved_nano_usd": _TABLE.reserved_nano_usd + nano_usd,
         "reserved_tokens": _TABLE.reserved_tokens + tokens,
     }
+    if children:
+        for name in ("held_nano_usd", "held_tokens", "allotted_nano_usd", "allotted_tokens"):
+            parts = [(_TABLE.id == bindparam(f"id_{at}"), _number(f"{name}_{at}")) for at in range(accounts)]
+            taken[name] = _TABLE[name] - case(*parts, else_=0)
     return update(budget_accounts).where(or_(*with_room)).values(taken)
 
 
-Capped = tuple[str, Scope, Cap]
-"""An account's id with its cap."""
+def _number(name: str) -> Any:
+    return bindparam(name, type_=BigInteger)
 
 
-def _reserve(connection: Connection, claim: Claim, at: datetime) -> Reservation | Shortage:
-    capped = _accounts(connection, claim)
-    granted = fit(claim, _standings(connection, capped))
+def _reserve(connection: Connection, claim: Claim, at: datetime) -> tuple[Reservation | Shortage, bool]:
+    accounts = accounts_of(
+        connection,
+        session_id=claim.session_id,
+        root_id=claim.root_id,
+        principal=claim.principal,
+        at=claim.at,
+        caps=claim.caps,
+    )
+    rows = rows_of(connection, [account.id for account in accounts])
+    standings = [standing(rows[one.id], one, rows[one.feeds] if one.feeds else None) for one in accounts]
+    warned = warn_of_caps(connection, claim, zip(accounts, standings, strict=True), rows, at)
+    granted = fit(claim, standings)
     if isinstance(granted, Shortage):
-        return granted
+        return granted, warned
     nano_usd, tokens = claim.nano_usd(granted), claim.input_tokens + granted
-    values: dict[str, str | int] = {"nano_usd": nano_usd, "tokens": tokens}
-    for number, (account, _, cap) in enumerate(capped):
-        values[f"id_{number}"] = account
-        values[f"nano_usd_cap_{number}"] = UNLIMITED if cap.nano_usd is None else cap.nano_usd
-        values[f"tokens_cap_{number}"] = UNLIMITED if cap.tokens is None else cap.tokens
-    if connection.execute(_take(len(capped)), values).rowcount != len(capped):
+    drawn = _drawn(accounts, rows, nano_usd, tokens)
+    values = _values(accounts, rows, drawn) | {"nano_usd": nano_usd, "tokens": tokens}
+    if connection.execute(_take(len(accounts), bool(drawn)), values).rowcount != len(accounts):
         # Not reached while the rows are locked; the condition in the UPDATE is what makes it safe without.
         raise RuntimeError("a budget changed while it was locked")
     row = {
@@ -122,76 +135,54 @@ def _reserve(connection: Connection, claim: Claim, at: datetime) -> Reservation 
         "output_tokens": granted,
         "nano_usd": nano_usd,
         "priced": claim.output_nano_usd is not None,
-        "accounts": [account for account, _, _ in capped],
+        "accounts": [account.id for account in accounts],
         "created_at": at,
+        "drawn": drawn or None,
     }
     connection.execute(_RESERVE, row)
-    return Reservation(id=claim.id, output_tokens=granted, nano_usd=nano_usd, tokens=tokens)
+    return Reservation(id=claim.id, output_tokens=granted, nano_usd=nano_usd, tokens=tokens), warned
 
 
-def _accounts(connection: Connection, claim: Claim) -> list[Capped]:
-    """The accounts of a claim with their caps, in one order for all, so that no two claims wait for each other."""
-    found: list[Capped] = [
-        (account_id(Scope.SESSION, session_id), Scope.SESSION, Cap(nano_usd=cap, tokens=claim.caps.session.tokens))
-        for session_id, cap in _lineage(connection, claim.session_id)
-    ]
-    found.append((account_id(Scope.TREE, claim.root_id), Scope.TREE, claim.caps.tree))
-    found.append((account_id(Scope.PRINCIPAL, claim.principal), Scope.PRINCIPAL, claim.caps.principal))
-    found.append((_day_id(claim.principal, claim.at), Scope.DAY, claim.caps.day))
-    return sorted(found)
+def _drawn(accounts: Sequence[Account], rows: Mapping[str, Row[Any]], nano_usd: int, tokens: int) -> Drawn:
+    """What of a request comes from allotments."""
+    drawn: Drawn = []
+    for account in accounts:
+        if account.feeds is not None:
+            held = rows[account.feeds]
+            part = (min(nano_usd, held.held_nano_usd), min(tokens, held.held_tokens))
+            drawn.append((account.feeds, account.id, *part))
+    return drawn
 
 
-def _lineage(connection: Connection, session_id: str) -> list[tuple[str, int | None]]:
-    """A session and those that it was spawned under, each with its cap.
-
-    A fork is not charged to the session it was forked from, which may have ended with its budget spent, but to those
-    which that one was spawned under.
-    """
-    found: list[tuple[str, int | None]] = []
-    current: str | None = session_id
-    charged = True
-    while current is not None and len(found) < MAX_ANCESTORS:
-        row = connection.execute(_SESSION, {"key": current}).first()
-        if charged:
-            found.append((current, None if row is None else row.budget_nano_usd))
-        if row is None:
-            break
-        charged = row.forked_from is None
-        current = row.parent_id
-    return found
-
-
-def _standings(connection: Connection, capped: Sequence[Capped]) -> list[Standing]:
-    """How accounts stand, their rows locked. Those that are not there yet are opened."""
-    ids = [account for account, _, _ in capped]
-    rows = {row.id: row for row in connection.execute(_LOCKED_ACCOUNTS, {"ids": ids})}
-    if len(rows) < len(ids):
-        _open(connection, ids)
-        rows = {row.id: row for row in connection.execute(_LOCKED_ACCOUNTS, {"ids": ids})}
-    return [_standing(rows[account], scope, cap) for account, scope, cap in capped]
-
-
-def _open(connection: Connection, accounts: Sequence[str]) -> None:
-    zero = dict.fromkeys(("spent_nano_usd", "reserved_nano_usd", "spent_tokens", "reserved_tokens"), 0)
-    statement = upsert(connection, budget_accounts).on_conflict_do_nothing(index_elements=["id"])
-    connection.execute(statement, [{"id": account, **zero} for account in accounts])
-
-
-def _standing(row: Row[Any], scope: Scope, cap: Cap) -> Standing:
-    return Standing(
-        scope=scope,
-        cap=cap,
-        spent_nano_usd=row.spent_nano_usd,
-        reserved_nano_usd=row.reserved_nano_usd,
-        spent_tokens=row.spent_tokens,
-        reserved_tokens=row.reserved_tokens,
-    )
+def _values(accounts: Sequence[Account], rows: Mapping[str, Row[Any]], drawn: Drawn) -> dict[str, str | int]:
+    values: dict[str, str | int] = {}
+    given = {child: (nano_usd, tokens) for child, _, nano_usd, tokens in drawn}
+    taken = {parent: (nano_usd, tokens) for _, parent, nano_usd, tokens in drawn}
+    for at, account in enumerate(accounts):
+        child, cap = rows[account.feeds] if account.feeds is not None else None, account.cap
+        values[f"id_{at}"] = account.id
+        dollars, counted = (0, 0) if child is None else (child.held_nano_usd, child.held_tokens)
+        values[f"nano_usd_cap_{at}"] = UNLIMITED if cap.nano_usd is None else cap.nano_usd + dollars
+        values[f"tokens_cap_{at}"] = UNLIMITED if cap.tokens is None else cap.tokens + counted
+        if drawn:
+            values[f"held_nano_usd_{at}"], values[f"held_tokens_{at}"] = given.get(account.id, (0, 0))
+            values[f"allotted_nano_usd_{at}"], values[f"allotted_tokens_{at}"] = taken.get(account.id, (0, 0))
+    return values
 
 
 def _session_standing(connection: Connection, session_id: str) -> Standing:
-    cap = Cap(nano_usd=connection.execute(_CAP, {"key": session_id}).scalar())
-    row = connection.execute(_ACCOUNTS, {"ids": [account_id(Scope.SESSION, session_id)]}).first()
-    return Standing(scope=Scope.SESSION, cap=cap) if row is None else _standing(row, Scope.SESSION, cap)
+    return look(connection, session_account(connection, session_id, Caps()))
+
+
+def session_account(connection: Connection, session_id: str, caps: Caps) -> Account:
+    """A session's own account with its caps; those of an unknown session have none."""
+    row = connection.execute(_CAPS, {"key": session_id}).first()
+    found = caps.session
+    if row is not None:
+        found = found.model_copy(update={"nano_usd": row.nano_usd})
+        if row.tokens is not None:
+            found = found.model_copy(update={"tokens": row.tokens})
+    return Account(account_id(Scope.SESSION, session_id), Scope.SESSION, found)
 
 
 def settle(connection: Connection, entry: LedgerEntry) -> list[str]:
@@ -202,45 +193,34 @@ def settle(connection: Connection, entry: LedgerEntry) -> list[str]:
     Returns:
         Ids of the sessions whose log got a warning.
     """
+    spent, tokens = entry.nano_usd or 0, tokens_of(entry)
     held = connection.execute(_RELEASE, {"key": entry.id}).first()
-    accounts = _accounts_of(connection, entry) if held is None else held.accounts
     if held is None:
-        _open(connection, accounts)
-    spent = entry.nano_usd or 0
+        return charge(connection, entry.session_id, entry.root_id, entry.principal, entry.started_at, spent, tokens)
     values = {
-        "ids": accounts,
+        "ids": held.accounts,
         "nano_usd": spent,
-        "tokens": tokens_of(entry),
-        "held_nano_usd": 0 if held is None else held.nano_usd,
-        "held_tokens": 0 if held is None else held.input_tokens + held.output_tokens,
+        "tokens": tokens,
+        "freed_nano_usd": held.nano_usd,
+        "freed_tokens": held.input_tokens + held.output_tokens,
     }
     connection.execute(_SETTLE, values)
-    return _warn(connection, accounts, spent, entry.ended_at) if spent else []
+    if held.drawn:
+        give_back(connection, held.drawn, spent, tokens)
+    return warn_of_spending(connection, held.accounts, spent, tokens, entry.ended_at)
 
 
-def _warn(connection: Connection, accounts: Sequence[str], spent: int, at: datetime) -> list[str]:
-    named = [key for account in accounts if (key := _session_of(account)) is not None]
-    warned: list[str] = []
-    for row in connection.execute(_SPENT, {"ids": named}).all():
-        before = (row.spent_nano_usd - spent) * 100 // row.budget_nano_usd
-        after = row.spent_nano_usd * 100 // row.budget_nano_usd
-        passed = [level for level in WARNING_LEVELS if before < level <= after]
-        if passed:
-            data = {
-                "percent": passed[-1],
-                "spent_usd": row.spent_nano_usd / NANO_USD,
-                "budget_usd": row.budget_nano_usd / NANO_USD,
-            }
-            append(connection, row.id, row.turn, [(EventKind.BUDGET, data)], at)
-            warned.append(row.id)
-    return warned
-
-
-def _accounts_of(connection: Connection, entry: LedgerEntry) -> list[str]:
-    """The accounts of an entry that nothing was reserved for."""
-    lineage = [account_id(Scope.SESSION, session_id) for session_id, _ in _lineage(connection, entry.session_id)]
-    tree, principal = account_id(Scope.TREE, entry.root_id), account_id(Scope.PRINCIPAL, entry.principal)
-    return [*lineage, tree, principal, _day_id(entry.principal, entry.started_at)]
+def charge(
+    connection: Connection, session_id: str, root_id: str, principal: str, at: datetime, nano_usd: int, tokens: int
+) -> list[str]:
+    """Charge what nothing was reserved for; ids of the sessions whose log got a warning."""
+    accounts = accounts_of(connection, session_id=session_id, root_id=root_id, principal=principal, at=at, caps=Caps())
+    ids = [account.id for account in accounts]
+    opened(connection, ids)
+    values = {"ids": ids, "nano_usd": nano_usd, "tokens": tokens, "freed_nano_usd": 0, "freed_tokens": 0}
+    connection.execute(_SETTLE, values)
+    give_back(connection, [(one.feeds, one.id, 0, 0) for one in accounts if one.feeds], nano_usd, tokens)
+    return warn_of_spending(connection, ids, nano_usd, tokens, at)
 
 
 def lost_entry(connection: Connection, reservation_id: str, at: datetime) -> LedgerEntry | None:
@@ -271,17 +251,3 @@ def tokens_of(entry: LedgerEntry) -> int:
     """Tokens of all kinds of one request."""
     usage = entry.usage
     return usage.input_tokens + usage.output_tokens + usage.cache_read_tokens + usage.cache_write_tokens
-
-
-def account_id(scope: Scope, key: str) -> str:
-    """The id of an account."""
-    return f"{scope.value}:{key}"
-
-
-def _day_id(principal: str, at: datetime) -> str:
-    return account_id(Scope.DAY, f"{at.astimezone(UTC).date().isoformat()}:{principal}")
-
-
-def _session_of(account: str) -> str | None:
-    scope, _, key = account.partition(":")
-    return key if scope == Scope.SESSION else None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, select
 
+from server.budgets import Cap, Caps, Scope, Standing
 from server.models import NANO_USD, Cost
 from server.requests import CostRequest
+from server.store.accounts import Account, account_id, day_id, look
+from server.store.budgets import session_account
 from server.store.ledger import cost_of, totals
 from server.store.room import Room, not_found
 from server.store.tables import SUMS, cost_totals, principal_totals, session_labels, sessions, turns
-from server.views import CostGroup, CostReport
+from server.views import BudgetView, CostGroup, CostReport
 
 MAX_GROUPS: Final = 100
 """Groups in one report. The cheaper rest is summed up in one more group, so that groups still add up."""
@@ -23,23 +27,28 @@ UNLABELLED: Final = "(no label)"
 class Costs(Room):
     """Reports of costs."""
 
-    async def cost_report(self, principal: str, request: CostRequest) -> CostReport:
+    async def cost_report(self, principal: str, request: CostRequest, caps: Caps | None = None) -> CostReport:
         """Sums of the ledger in the scope asked for, by group if asked for.
 
         What a deleted session cost is kept, and can be asked for by its id. A session with several labels counts in
         the group of each, so those groups can add up to more than the total.
 
+        Args:
+            principal: whose costs.
+            request: which, and how to group them.
+            caps: the operator's caps, to be shown beside the session's own.
+
         Raises:
             RookeryError: ``session_not_found``.
         """
-        return await self._database.read(_report, principal, request)
+        return await self._database.read(_report, principal, request, caps or Caps(), self._now())
 
 
-def _report(connection: Connection, principal: str, request: CostRequest) -> CostReport:
+def _report(connection: Connection, principal: str, request: CostRequest, caps: Caps, at: datetime) -> CostReport:
     table, scope = principal_totals, principal_totals.c.principal == principal
-    budget: float | None = None
+    root_id: str | None = None
     if request.session_id is not None:
-        root_id, budget = _session(connection, principal, request.session_id)
+        root_id = _root(connection, principal, request.session_id)
         table, scope = cost_totals, _within(request.session_id, root_id, tree=request.tree)
     total = cost_of(connection.execute(totals(table, scope)).one())
     groups: tuple[CostGroup, ...] = ()
@@ -47,30 +56,66 @@ def _report(connection: Connection, principal: str, request: CostRequest) -> Cos
         if request.session_id is None and request.group_by in ("session", "label"):
             table, scope = cost_totals, cost_totals.c.principal == principal
         groups = _groups(connection, table, scope, request.group_by)
+    standings = [look(connection, one) for one in _accounts(connection, principal, request, root_id, caps, at)]
+    own = next((one for one in standings if one.scope is Scope.SESSION), None)
+    budget = None if own is None or request.tree else own.cap.nano_usd
+    left = None if own is None or budget is None else own.remaining_nano_usd
+    sdk = _sdk_usd(connection, request.session_id) if request.session_id and not request.tree else None
     return CostReport(
         scope="principal" if request.session_id is None else "tree" if request.tree else "session",
         session_id=request.session_id,
         total=total,
         cache_hit_rate=_cache_hit_rate(total),
-        budget_usd=budget,
-        budget_remaining_usd=None if budget is None else max(0.0, budget - total.usd),
+        budget_usd=None if budget is None else budget / NANO_USD,
+        budget_remaining_usd=None if left is None else max(0, left) / NANO_USD,
+        budgets=tuple(_budget(one) for one in standings),
         groups=groups,
         group_by=request.group_by,
-        sdk_usd=_sdk_usd(connection, request.session_id) if request.session_id and not request.tree else None,
+        sdk_usd=sdk,
+        sdk_note=_sdk_note(sdk, total),
         note=_note(total, request),
     )
 
 
-def _session(connection: Connection, principal: str, session_id: str) -> tuple[str | None, float | None]:
-    """Root and budget in dollars of the principal's session; neither when it was deleted, but its costs are known."""
-    query = select(sessions.c.root_id, sessions.c.budget_nano_usd)
-    row = connection.execute(query.where(sessions.c.id == session_id, sessions.c.principal == principal)).first()
-    if row is not None:
-        return row.root_id, None if row.budget_nano_usd is None else row.budget_nano_usd / NANO_USD
-    kept = select(1).where(cost_totals.c.session_id == session_id, cost_totals.c.principal == principal)
-    if connection.execute(kept.limit(1)).first() is None:
-        raise not_found()
-    return None, None
+def _root(connection: Connection, principal: str, session_id: str) -> str | None:
+    """Root of the principal's session; None when it was deleted, but its costs are known."""
+    query = select(sessions.c.root_id).where(sessions.c.id == session_id, sessions.c.principal == principal)
+    root_id: str | None = connection.execute(query).scalar()
+    if root_id is None:
+        kept = select(1).where(cost_totals.c.session_id == session_id, cost_totals.c.principal == principal)
+        if connection.execute(kept.limit(1)).first() is None:
+            raise not_found()
+    return root_id
+
+
+def _accounts(
+    connection: Connection, principal: str, request: CostRequest, root_id: str | None, caps: Caps, at: datetime
+) -> list[Account]:
+    """The accounts to show: the session's own, and those of the operator's caps that bind where costs are asked for."""
+    found: list[Account] = []
+    if request.session_id is not None and root_id is not None:
+        found.append(session_account(connection, request.session_id, caps))
+        found.append(Account(account_id(Scope.TREE, root_id), Scope.TREE, caps.tree))
+    found.append(Account(account_id(Scope.PRINCIPAL, principal), Scope.PRINCIPAL, caps.principal))
+    found.append(Account(day_id(principal, at), Scope.DAY, caps.day))
+    return [one for one in found if one.scope is Scope.SESSION or one.cap != Cap()]
+
+
+def _budget(standing: Standing) -> BudgetView:
+    cap, dollars, tokens = standing.cap, standing.remaining_nano_usd, standing.remaining_tokens
+    return BudgetView(
+        scope=standing.scope.value,
+        budget_usd=None if cap.nano_usd is None else cap.nano_usd / NANO_USD,
+        spent_usd=standing.spent_nano_usd / NANO_USD,
+        reserved_usd=standing.reserved_nano_usd / NANO_USD,
+        allotted_usd=standing.allotted_nano_usd / NANO_USD,
+        remaining_usd=None if dollars is None else max(0, dollars) / NANO_USD,
+        budget_tokens=cap.tokens,
+        spent_tokens=standing.spent_tokens,
+        reserved_tokens=standing.reserved_tokens,
+        allotted_tokens=standing.allotted_tokens,
+        remaining_tokens=None if tokens is None else max(0, tokens),
+    )
 
 
 def _within(session_id: str, root_id: str | None, *, tree: bool) -> ColumnElement[bool]:
@@ -118,6 +163,21 @@ def _sdk_usd(connection: Connection, session_id: str) -> float | None:
         .limit(1)
     )
     return connection.execute(query).scalar()
+
+
+def _sdk_note(sdk_usd: float | None, total: Cost) -> str:
+    """Why the SDK's figure is another one than the ledger's; empty where they agree."""
+    if sdk_usd is None:
+        return ""
+    difference = sdk_usd - (total.usd - total.sandbox_usd)
+    if abs(difference) < 0.00005:
+        return ""
+    return (
+        f"The SDK's figure is {'higher' if difference > 0 else 'lower'} by ${abs(difference):.4f}. It runs on over all "
+        "turns of a conversation, and in a fork it begins with what the original had cost: never add it up. It also "
+        "leaves out what it did not see to its end, such as retries, cut streams and interrupted turns, and has prices "
+        "of its own. The ledger meters each request once: its figures count."
+    )
 
 
 def _note(total: Cost, request: CostRequest) -> str:

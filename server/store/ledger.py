@@ -10,13 +10,16 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Executable, Row, Select, Table, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Executable, Row, Select, Table, case, func, literal, or_, select
 
-from server.models import NANO_USD, Cost, LedgerEntry
-from server.store.budgets import lost_entry, settle
+from server.models import NANO_USD, Cost, LedgerEntry, SandboxTime
+from server.store.budgets import charge, lost_entry, settle
 from server.store.database import insert_for
 from server.store.room import Room
-from server.store.tables import SUMS, cost_totals, ledger, principal_totals, reservations, servers
+from server.store.tables import SUMS, cost_totals, ledger, principal_totals, reservations, sandbox_time, servers
+
+SANDBOX: Final = "sandbox"
+"""With the provider's name, what sandboxes are called among the models in the running sums."""
 
 _TOKENS: Final = (
     "input_tokens",
@@ -38,6 +41,15 @@ class Ledger(Room):
             RookeryError: ``storage_unavailable``.
         """
         for session_id in await self._database.write(_record, entry):
+            self._changed(session_id)
+
+    async def record_sandbox_time(self, line: SandboxTime) -> None:
+        """Write a stretch of time that a sandbox ran. An id that was written before changes nothing.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        for session_id in await self._database.write(_record_sandbox, line):
             self._changed(session_id)
 
     async def charge_lost(self, dead: Iterable[str]) -> int:
@@ -63,13 +75,14 @@ class Ledger(Room):
         return await self._sum(totals(cost_totals, cost_totals.c.root_id == root_id))
 
     async def turn_cost(self, session_id: str, turn: int) -> Cost:
-        """What one turn has cost."""
+        """What the model requests of one turn have cost."""
         failed = case((_failed(), 1), else_=0)
         query = select(
-            *(func.coalesce(func.sum(ledger.c[name]), 0).label(name) for name in SUMS[:5]),
+            *(func.coalesce(func.sum(ledger.c[name]), 0).label(name) for name in SUMS if name in ledger.c),
             func.count().label("requests"),
             func.coalesce(func.sum(failed), 0).label("failures"),
             (func.count() - func.count(ledger.c.nano_usd)).label("unpriced_requests"),
+            *(literal(0).label(name) for name in SUMS if name.startswith("sandbox_")),
         ).where(ledger.c.session_id == session_id, ledger.c.turn == turn)
         return await self._sum(query)
 
@@ -87,7 +100,12 @@ def totals(table: Table, *where: ColumnElement[bool], by: Iterable[ColumnElement
 def cost_of(row: Row[Any]) -> Cost:
     """The cost in a row that holds :data:`SUMS`. Postgres sums big integers to decimals."""
     sums = {name: int(row._mapping[name]) for name in SUMS}
-    return Cost(usd=sums.pop("nano_usd") / NANO_USD, **sums)
+    return Cost(
+        usd=sums.pop("nano_usd") / NANO_USD,
+        sandbox_seconds=sums.pop("sandbox_ms") / 1000,
+        sandbox_usd=sums.pop("sandbox_nano_usd") / NANO_USD,
+        **sums,
+    )
 
 
 def _failed() -> ColumnElement[bool]:
@@ -111,7 +129,7 @@ def _record(connection: Connection, entry: LedgerEntry) -> list[str]:
     values |= {name: getattr(entry.usage, name) for name in _TOKENS}
     if connection.execute(_new_entry(connection.dialect.name), values).first() is None:
         return []
-    added = {
+    added = dict.fromkeys(SUMS, 0) | {
         "nano_usd": entry.nano_usd or 0,
         "input_tokens": entry.usage.input_tokens,
         "output_tokens": entry.usage.output_tokens,
@@ -121,13 +139,30 @@ def _record(connection: Connection, entry: LedgerEntry) -> list[str]:
         "failures": int(entry.status == 0 or entry.status >= 400 or entry.error is not None),
         "unpriced_requests": int(entry.nano_usd is None),
     }
-    group = {"model": entry.model, "day": entry.started_at.astimezone(UTC).date().isoformat()}
-    owner = {"principal": entry.principal}
+    _add_up(connection, entry, entry.model, added)
+    return [entry.session_id, *settle(connection, entry)]
+
+
+def _add_up(connection: Connection, line: LedgerEntry | SandboxTime, model: str, added: dict[str, int]) -> None:
+    """Add a line's figures to the running sums of its model and day."""
+    group = {"model": model, "day": line.started_at.astimezone(UTC).date().isoformat()}
+    owner = {"principal": line.principal}
     dialect = connection.dialect.name
-    session = {"session_id": entry.session_id, "root_id": entry.root_id}
+    session = {"session_id": line.session_id, "root_id": line.root_id}
     connection.execute(_sums(dialect, cost_totals), group | owner | session | added)
     connection.execute(_sums(dialect, principal_totals), group | owner | added)
-    return [entry.session_id, *settle(connection, entry)]
+
+
+def _record_sandbox(connection: Connection, line: SandboxTime) -> list[str]:
+    """Write a sandbox's line, its sums, and charge it; the sessions that changed, none if it was there."""
+    statement = insert_for(connection.dialect.name, sandbox_time).on_conflict_do_nothing(index_elements=["id"])
+    if connection.execute(statement.returning(sandbox_time.c.id), dict(line)).first() is None:
+        return []
+    cost = {"nano_usd": line.nano_usd, "sandbox_nano_usd": line.nano_usd, "sandbox_ms": line.milliseconds}
+    _add_up(connection, line, f"{SANDBOX} {line.kind}", dict.fromkeys(SUMS, 0) | cost)
+    place = (line.session_id, line.root_id, line.principal, line.started_at)
+    warned = charge(connection, *place, line.nano_usd, 0) if line.nano_usd else []
+    return [line.session_id, *warned]
 
 
 @cache

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, update
 
 from server.errors import ErrorCode, RookeryError
 from server.models import TRANSITIONS, EventKind, SessionRecord, SessionState
+from server.store.allotments import allot, release
 from server.store.events import append
 from server.store.room import Fields, session_row
 from server.store.tables import sessions
@@ -31,6 +32,9 @@ _FIXED: Final = frozenset(
 )
 """Who a session is, whose it is and where it came from never changes; state, turn and time change by moves only, and
 labels by :meth:`~server.store.sessions.Sessions.update_session`, which keeps their index."""
+
+CAPS: Final = frozenset({"budget_nano_usd", "budget_tokens"})
+"""Fields that bound what a session may spend: when they change, so does what its parent has set aside for it."""
 
 
 def move(
@@ -67,6 +71,9 @@ def apply(
     """Move a session that was read under lock in this transaction; the UPDATE still insists on the state it had.
 
     The event STATE holds ``from``, ``to`` and what ``data`` says; ``turn`` is the number of a turn that begins.
+
+    Raises:
+        RookeryError: ``budget_exceeded``: its parent has not that much left for a cap that is raised.
     """
     changes = checked(fields or {}) | {"state": to, "updated_at": at}
     if turn is not None:
@@ -79,6 +86,10 @@ def apply(
     if moved.rowcount != 1:
         raise refusal(session)
     record = session.model_copy(update=changes)
+    if to.is_terminal:
+        release(connection, record)
+    elif CAPS & set(changes):
+        allot(connection, record)
     entry = {**(data or {}), "from": session.state, "to": to}
     append(connection, session.id, record.turn, [(EventKind.STATE, entry)], at)
     return record

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 from server.errors import ErrorCode, RookeryError
 from server.models import EventKind, SessionRecord, SessionState, TurnRecord
 from server.store import moves
+from server.store.allotments import allot
 from server.store.database import insert as insert_or
 from server.store.events import append
 from server.store.room import Fields, Room, changed_one, columns, owned_session, record, session_row
@@ -28,10 +29,12 @@ class Sessions(Room):
 
         Without a turn (a fork that is being filled) its turn number is 0 and there is no TURN_STARTED.
 
-        A ``request_id`` that this principal used before changes nothing: the session it made is returned.
+        A ``request_id`` that this principal used before changes nothing: the session it made is returned. The cap of
+        a child that another session spawns is set aside in that one's budget.
 
         Raises:
-            RookeryError: ``storage_unavailable``.
+            RookeryError: ``budget_exceeded``: the one that spawns it has not that much left; ``session_not_found``,
+                ``session_ended``: it is gone, or has ended; ``storage_unavailable``.
         """
         written = await self._database.write(_create, session, turn)
         if written.id == session.id:
@@ -127,7 +130,7 @@ class Sessions(Room):
         """Set fields of a session without a change of its state.
 
         Raises:
-            RookeryError: ``session_not_found``.
+            RookeryError: ``session_not_found``; ``budget_exceeded``: its parent has not that much left to give.
         """
         updated = await self._database.write(_update, session_id, fields, self._now())
         self._changed(session_id)
@@ -162,6 +165,11 @@ def _create(connection: Connection, session: SessionRecord, turn: TurnRecord | N
         seen = _by_request(connection, session.principal, session.request_id)
         if seen is not None:
             return seen
+    if session.parent_id is not None and session.forked_from is None:
+        # Locked, so that one that ends at the same moment leaves no child behind that nobody pays for.
+        parent = session_row(connection, session.parent_id, lock=True)
+        if parent.state.is_terminal:
+            raise moves.refusal(parent)
     session = session.model_copy(update={"state": SessionState.STARTING, "turn": 0 if turn is None else 1})
     statement = insert_or(connection, sessions).values(columns(session))
     if session.request_id is not None:
@@ -173,6 +181,7 @@ def _create(connection: Connection, session: SessionRecord, turn: TurnRecord | N
         return seen
     _write_labels(connection, session.id, session.labels)
     connection.execute(insert(counters), {"session_id": session.id})
+    allot(connection, session)
     entries: list[tuple[EventKind, dict[str, Any]]] = [(EventKind.STATE, {"from": None, "to": SessionState.STARTING})]
     if turn is not None:
         begun = turn.model_copy(update={"session_id": session.id, "number": 1})
@@ -209,7 +218,10 @@ def _update(connection: Connection, session_id: str, fields: Fields, at: datetim
         connection.execute(delete(session_labels).where(session_labels.c.session_id == session_id))
         _write_labels(connection, session_id, labels)
     connection.execute(update(sessions).where(sessions.c.id == session_id).values(changes))
-    return session.model_copy(update=changes)
+    updated = session.model_copy(update=changes)
+    if moves.CAPS & set(changes):
+        allot(connection, updated)
+    return updated
 
 
 def _delete(connection: Connection, principal: str, session_id: str) -> None:

@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from server.store.columns import Json, UtcTime, Words
 
-SCHEMA_REVISION: Final = "0003"
+SCHEMA_REVISION: Final = "0004"
 """The newest migration. A store of this revision is opened without importing Alembic."""
 
 metadata: Final = MetaData(
@@ -81,6 +81,7 @@ sessions = Table(
     Column("updated_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime),
     Column("parent_policies", Json),
+    Column("budget_tokens", BigInteger),
     UniqueConstraint("principal", "request_id"),
     Index(None, "principal", "created_at", "id"),
     Index(None, "owner"),
@@ -180,8 +181,25 @@ ledger = Table(
     Column("price_source", Words),
     Column("started_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime, nullable=False),
+    Column("fallback_from", Words),
     Index(None, "session_id", "turn"),
 )
+
+sandbox_time = Table(
+    "sandbox_time",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("principal", Words, nullable=False),
+    Column("session_id", String, nullable=False),
+    Column("root_id", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime, nullable=False),
+    Column("milliseconds", BigInteger, nullable=False),
+    Column("nano_usd", BigInteger, nullable=False),
+    Index(None, "session_id"),
+)
+"""The ledger's lines for sandboxes: one for each stretch of time that a session had one running."""
 
 SUMS: Final = (
     "nano_usd",
@@ -192,8 +210,20 @@ SUMS: Final = (
     "requests",
     "failures",
     "unpriced_requests",
+    "sandbox_ms",
+    "sandbox_nano_usd",
 )
-"""What the running sums of the ledger add up."""
+"""What the running sums of the ledger add up. ``nano_usd`` is for requests and sandboxes together."""
+
+
+def _later(name: str) -> Column[int]:
+    """A number that was added to a table when it had rows."""
+    return Column(name, BigInteger, nullable=False, server_default="0")
+
+
+def _sum(name: str) -> Column[int]:
+    return _later(name) if name.startswith("sandbox_") else Column(name, BigInteger, nullable=False)
+
 
 cost_totals = Table(
     "cost_totals",
@@ -203,11 +233,12 @@ cost_totals = Table(
     Column("day", String, primary_key=True),
     Column("principal", Words, nullable=False),
     Column("root_id", String, nullable=False),
-    *(Column(name, BigInteger, nullable=False) for name in SUMS),
+    *(_sum(name) for name in SUMS),
     Index(None, "principal"),
     Index(None, "root_id"),
 )
-"""Running sums of the ledger by session, model and UTC day (``2026-11-23``) of the request's start."""
+"""Running sums of the ledger by session, model and UTC day (``2026-11-23``) of the request's start. Sandboxes stand
+among the models as ``sandbox KIND``."""
 
 principal_totals = Table(
     "principal_totals",
@@ -215,7 +246,7 @@ principal_totals = Table(
     Column("principal", Words, primary_key=True),
     Column("model", Words, primary_key=True),
     Column("day", String, primary_key=True),
-    *(Column(name, BigInteger, nullable=False) for name in SUMS),
+    *(_sum(name) for name in SUMS),
 )
 """The same over all sessions of a principal, so that a report costs the same with one session and with thousands."""
 
@@ -227,8 +258,16 @@ budget_accounts = Table(
     Column("reserved_nano_usd", BigInteger, nullable=False),
     Column("spent_tokens", BigInteger, nullable=False),
     Column("reserved_tokens", BigInteger, nullable=False),
+    _later("allotted_nano_usd"),
+    _later("allotted_tokens"),
+    _later("held_nano_usd"),
+    _later("held_tokens"),
+    _later("warned"),
 )
-"""What each account of :mod:`server.budgets` has spent and reserved; the id is ``scope:key``. Caps are not here."""
+"""What each account of :mod:`server.budgets` has spent and reserved; the id is ``scope:key``. Caps are not here.
+
+``allotted`` is what is set aside for spawned children, the sum of what each of them still has as ``held``; ``warned``
+is the last level of its cap, in percent, that was warned of at a reservation."""
 
 reservations = Table(
     "reservations",
@@ -246,9 +285,11 @@ reservations = Table(
     Column("priced", Boolean, nullable=False),
     Column("accounts", Json, nullable=False),
     Column("created_at", UtcTime, nullable=False),
+    Column("drawn", Json),
     Index(None, "owner"),
 )
-"""Model requests under way. A row goes in the transaction that writes the request's ledger entry."""
+"""Model requests under way; ``drawn`` is what came from the allotments of spawned children.
+A row goes in the transaction that writes the request's ledger entry."""
 
 approvals = Table(
     "approvals",

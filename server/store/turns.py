@@ -21,7 +21,13 @@ class Turns(Room):
     """The turns of sessions."""
 
     async def begin_turn(
-        self, session_id: str, turn: TurnRecord, *, owner: str | None = None, budget_nano_usd: int | None = None
+        self,
+        session_id: str,
+        turn: TurnRecord,
+        *,
+        owner: str | None = None,
+        budget_nano_usd: int | None = None,
+        budget_tokens: int | None = None,
     ) -> tuple[TurnRecord, bool]:
         """Start the next turn of an idle session: ``idle → running``, its row, and the events STATE and TURN_STARTED.
 
@@ -33,15 +39,18 @@ class Turns(Room):
             owner: the server that runs the turn. It gets the lease, unless the agent process of this session lives
                 in another server that is registered.
             budget_nano_usd: new total cap of the session; None leaves the cap as it is.
+            budget_tokens: the same in tokens.
 
         Returns:
             The turn, and whether it is new.
 
         Raises:
             RookeryError: ``session_not_found``; ``session_busy`` while a turn runs or another server holds the
-                session; ``session_ended``.
+                session; ``session_ended``; ``budget_exceeded``: its parent has not that much left to give.
         """
-        begun, is_new = await self._database.write(_begin, session_id, turn, owner, budget_nano_usd, self._now())
+        caps = {"budget_nano_usd": budget_nano_usd, "budget_tokens": budget_tokens}
+        given = {name: cap for name, cap in caps.items() if cap is not None}
+        begun, is_new = await self._database.write(_begin, session_id, turn, owner, given, self._now())
         if is_new:
             self._changed(session_id)
         return begun, is_new
@@ -122,7 +131,7 @@ def _begin(
     session_id: str,
     turn: TurnRecord,
     owner: str | None,
-    budget_nano_usd: int | None,
+    caps: Fields,
     at: datetime,
 ) -> tuple[TurnRecord, bool]:
     session = session_row(connection, session_id, lock=True)
@@ -134,15 +143,13 @@ def _begin(
             return record(TurnRecord, seen), False
     if session.state is not SessionState.IDLE:
         raise moves.refusal(session)
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = dict(caps)
     if owner is not None:
         if session.owner not in (None, owner) and session.resident and _is_registered(connection, session.owner):
             raise RookeryError(
                 ErrorCode.SESSION_BUSY, "Another Rookery server holds this session. Try again in a moment."
             )
         changes["owner"] = owner
-    if budget_nano_usd is not None:
-        changes["budget_nano_usd"] = budget_nano_usd
     begun = turn.model_copy(update={"session_id": session_id, "number": session.turn + 1})
     moves.apply(connection, session, SessionState.RUNNING, at=at, fields=changes, turn=begun.number)
     connection.execute(insert(turns).values(columns(begun)))

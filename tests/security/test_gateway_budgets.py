@@ -146,7 +146,7 @@ async def test_b01_b05_32_agents_of_one_tree_race_for_a_small_cap_and_never_pass
     """Rows B01 and B05: parallel forks and children; requests under way count as soon as they are admitted."""
     cap = 2_000_000_000
     async with open_bank(tmp_path, Caps(tree=Cap(nano_usd=cap))) as bank:
-        root = await bank.session("root", budget_usd=1000)
+        root = await bank.session("root", budget_usd=32_000)
         grants = [root]
         for number in range(31):
             kind = {"parent_id": "root", "root_id": "root"} | ({"forked_from": f"cp_{number}"} if number % 2 else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from datetime import timedelta
 
 import pytest
 
@@ -64,13 +65,14 @@ async def test_lists_are_narrowed_by_state_and_by_all_labels(store: Store) -> No
 
 
 async def test_a_summary_shows_the_session_and_its_cost_over_models_and_days(store: Store) -> None:
+    await started(store, "p", created_at=START - timedelta(days=1))
     session = a_session("s1", title="t", labels={"a": "b"}, model="m", parent_id="p")
     await store.create_session(session, a_turn("s1"))
     await store.record_request(a_request("q1", "s1", nano_usd=1_000_000_000))
     await store.record_request(a_request("q2", "s1", nano_usd=500_000_000, model="other"))
     await store.record_request(a_request("q3", "s1", nano_usd=None))
 
-    (summary,) = (await store.sessions(ALICE, ListRequest())).sessions
+    summary, _ = (await store.sessions(ALICE, ListRequest())).sessions
 
     assert summary.usd == 1.5
     assert (summary.title, summary.labels, summary.model, summary.parent_id) == ("t", {"a": "b"}, "m", "p")

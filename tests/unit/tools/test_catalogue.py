@@ -77,6 +77,7 @@ async def test_the_main_arguments_are_those_that_the_design_fixes(tools: dict[st
         "tools",
         "max_turns",
         "budget_usd",
+        "budget_tokens",
         "workspace",
         "output_schema",
         "labels",

@@ -1,1 +1,0 @@
-"""``rookery install``: Rookery's entry in the configuration of an MCP client."""
