@@ -9,6 +9,7 @@ import typer
 
 from rookery import policy_commands
 from rookery.configuration import USAGE_ERROR, load_settings
+from rookery.install.clients import Client, Reach
 
 if TYPE_CHECKING:
     from rookery.administration import Command
@@ -93,6 +94,32 @@ def daemon_stop() -> None:
     except RookeryError as error:
         _fail(str(error), code=1)
     typer.echo("The daemon has ended." if ended else "No daemon runs.")
+
+
+@app.command()
+def install(
+    client: Annotated[Client, typer.Argument(help="The program to add Rookery to.")],
+    project: Annotated[
+        bool, typer.Option("--project", help="For whoever works in this directory, instead of for you everywhere.")
+    ] = False,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable for the server; may be repeated.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--print", help="Only print the entry and where it belongs.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace another entry of the same name.")] = False,
+) -> None:
+    """Add Rookery to a client's configuration, leaving all else in it as it is."""
+    from rookery.install.command import install as add_to
+    from rookery.install.document import RefusedError
+
+    try:
+        typer.echo(add_to(client, Reach.PROJECT if project else Reach.USER, env or [], show=show, replace=replace))
+    except ValueError as error:
+        _fail(str(error))
+    except RefusedError as refusal:
+        _fail(str(refusal), code=1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}", code=1)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""``rookery install``: Rookery's entry in the configuration of an MCP client."""
