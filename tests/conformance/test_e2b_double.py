@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from e2b import E2B, AsyncSandbox, CommandExitException, SandboxQuery, TimeoutException
+from e2b import E2B, AsyncSandbox, AsyncTemplate, CommandExitException, SandboxQuery, TimeoutException
 from e2b.exceptions import (
+    BuildException,
     FileNotFoundException,
     InvalidArgumentException,
     NotFoundException,
@@ -418,3 +420,43 @@ async def test_plans_have_limits(e2b_cloud: E2BCloud) -> None:
     with pytest.raises(RateLimitException):
         await cloud.AsyncSandbox.create(timeout=60)
     await box.kill()
+
+
+# Templates.
+
+
+async def test_a_template_is_built_and_sandboxes_begin_as_it(e2b_cloud: E2BCloud, tmp_path: Path) -> None:
+    cloud = sdk(e2b_cloud)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "relay.py").write_text("print('relay')")
+    template = (
+        AsyncTemplate(file_context_path=tmp_path)
+        .from_node_image("24")
+        .apt_install(["git"])
+        .npm_install("@anthropic-ai/claude-code@2.1.332", g=True)
+        .copy("parts/relay.py", "/opt/rookery/relay.py", user="root", mode=0o700)
+        .copy("parts", "/opt/parts", user="root")
+        .run_cmd("useradd --create-home agent && mkdir /workspace && chown agent /workspace", user="root")
+        .set_envs({"OF_TEMPLATE": "1"})
+        .set_workdir("/workspace")
+    )
+    log: list[str] = []
+    built = await cloud.AsyncTemplate.build(
+        template, "rookery:1", cpu_count=1, memory_mb=512, on_build_logs=lambda entry: log.append(entry.message)
+    )
+    assert await cloud.AsyncTemplate.alias_exists("rookery")
+    assert any("relay.py" in line for line in log)
+    box = await cloud.AsyncSandbox.create("rookery:1")
+    assert (await box.get_info()).template_id == built.template_id
+    script = "pwd; echo $OF_TEMPLATE; stat -c '%U %a' /opt/rookery/relay.py; ls /opt/parts; command -v claude"
+    expected = "/workspace\n1\nroot 700\nrelay.py\n/opt/claude/bin/claude\n"
+    assert (await box.commands.run(script)).stdout == expected
+    await box.kill()
+    assert e2b_cloud.sandboxes == []
+
+
+async def test_a_step_that_fails_fails_the_build(e2b_cloud: E2BCloud) -> None:
+    template = AsyncTemplate().from_base_image().run_cmd("echo so far; exit 3")
+    with pytest.raises(BuildException, match="so far"):
+        await sdk(e2b_cloud).AsyncTemplate.build(template, "broken")
+    assert e2b_cloud.sandboxes == []

@@ -166,6 +166,8 @@ class Cloud:
         self.sandboxes[identity] = sandbox
         try:
             await asyncio.to_thread(copy_tree, source, tree, self.namespace)
+            if source != self.home / "base":
+                await asyncio.to_thread(empty_run, tree, self.namespace)
             await self._power_on(sandbox)
         except BaseException:
             await self.kill(sandbox, "it did not boot")
@@ -175,7 +177,6 @@ class Cloud:
 
     async def _power_on(self, sandbox: Sandbox) -> None:
         """Boot a sandbox's machine and run what its template starts."""
-        await asyncio.to_thread(empty_run, sandbox.tree, self.namespace)
         sandbox.take(await Machine.boot(sandbox.tree, self.namespace, sandbox.settings.mounts))
         if sandbox.settings.start_command:
             argv = ["/bin/bash", "-l", "-c", sandbox.settings.start_command]
@@ -262,6 +263,7 @@ class Cloud:
         self._admit(sandbox.owner, 1)
         if not memory or sandbox.machine is None:
             await sandbox.end_machine()
+            await asyncio.to_thread(empty_run, sandbox.tree, self.namespace)
             await self._power_on(sandbox)
         assert sandbox.machine is not None
         if paths := self.faults.half_restored:

@@ -218,7 +218,7 @@ class Builds:
 
     async def _copy(self, build: Build, sandbox: Sandbox, instruction: dict[str, Any]) -> None:
         """Unpack what was uploaded, and put it where it belongs."""
-        _, target, *rest = instruction["args"]
+        source, target, *rest = instruction["args"]
         owner, mode = (*rest, "", "")[:2]
         archive = self._upload(instruction["filesHash"])
         if not archive.exists():
@@ -229,15 +229,16 @@ class Builds:
             while piece := outside.read(1 << 20):
                 inside.write(piece)
         script = (
-            "set -e; rm -rf /tmp/.copied; mkdir /tmp/.copied; cd /tmp/.copied; tar -xf ../.copied.tar\n"
-            "set -- $(ls -A)\n"
-            'while [ $# = 1 ] && [ -d "$1" ] && [ ! -L "$1" ]; do cd "$1"; set -- $(ls -A); done\n'
-            f'target="{target}"; case "$target" in */) mkdir -p "$target"; cp -a . "$target";; *)'
-            '  mkdir -p "$(dirname "$target")"; if [ $# = 1 ] && [ -f "$1" ]; then cp -aT "$1" "$target";'
-            '  else mkdir -p "$target"; cp -a . "$target"; fi;; esac\n'
+            f"set -e; target='{target}'\n"
+            "rm -rf /tmp/.copied; mkdir /tmp/.copied; tar -xf /tmp/.copied.tar -C /tmp/.copied\n"
+            f"set -- /tmp/.copied/{source}\n"
+            'case $#:$target in 1:*/) mkdir -p "$target";; 1:*) mkdir -p "$(dirname "$target")";;\n'
+            '  *) mkdir -p "$target";; esac\n'
+            'for one; do if [ -d "$one" ]; then mkdir -p "$target"; cp -a "$one/." "$target"; '
+            'else cp -a "$one" "$target"; fi; done\n'
             + (f'chown -R {owner} "$target"\n' if owner else "")
             + (f'chmod -R {mode} "$target"\n' if mode else "")
-            + "cd /; rm -rf /tmp/.copied /tmp/.copied.tar"
+            + "rm -rf /tmp/.copied /tmp/.copied.tar"
         )
         await self._command(build, sandbox, script, "root", cwd=build.template.cwd)
 
