@@ -9,13 +9,14 @@ SHELL := /bin/sh
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: help demo test test-slow lint bench clean system sandbox
+.PHONY: help demo test test-slow test-e2b-live lint bench clean system sandbox
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       watch a sandboxed agent at work (needs no credential)"
 	@echo "make test       lint, types and all fast tests"
 	@echo "make test-slow  the tests that take long"
+	@echo "make test-e2b-live  the tests of E2B against the cloud, with your E2B_API_KEY"
 	@echo "make lint       lint and types alone"
 	@echo "make bench      the benchmarks"
 	@echo "make clean      remove the virtual environment and all caches"
@@ -28,6 +29,16 @@ test: lint sandbox
 
 test-slow: sandbox
 	$(BIN)/pytest -m slow
+
+# Against the real cloud: makes sandboxes in the account of E2B_API_KEY and kills them again; costs some cents.
+test-e2b-live:
+	@if [ -z "$$E2B_API_KEY" ]; then \
+		echo "E2B_API_KEY is not set, so there is no cloud to test against: nothing was run."; \
+		echo "Get a key at https://e2b.dev/dashboard, or run make test, which tests against a local double."; \
+		exit 1; \
+	fi
+	@$(MAKE) --no-print-directory sandbox
+	ROOKERY_TEST_E2B=live $(BIN)/pytest -m e2b
 
 lint: $(READY)
 	$(BIN)/ruff check .

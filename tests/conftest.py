@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from tests.e2b_cloud.fixture import e2b_cloud, e2b_double
+import pytest
 
-__all__ = ["e2b_cloud", "e2b_double"]
+from tests.e2b_cloud.fixture import e2b_cloud, e2b_double
+from tests.providers import parametrise, sandbox_kind
+
+__all__ = ["e2b_cloud", "e2b_double", "sandbox_kind"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of the whole house run on every kind of sandbox."""
+    parametrise(metafunc)

@@ -24,9 +24,13 @@ PATIENCE_S: Final = 60.0
 """Longest that a test waits for a session: far above what it takes, so that a slow machine fails nothing."""
 
 
+SANDBOX: dict[str, Any] = {}
+"""Settings of the kind of sandbox that a test runs on; see :mod:`tests.providers`."""
+
+
 def settings_for(home: Path, **overrides: Any) -> Settings:
     """Settings that take nothing from the environment of the one who runs the tests."""
-    given: dict[str, Any] = {"home": home, "upstream": "scripted", "warm": 0, "idle_s": 3600, **overrides}
+    given: dict[str, Any] = {"home": home, "upstream": "scripted", "warm": 0, "idle_s": 3600, **SANDBOX, **overrides}
     return Settings(**given)
 
 
