@@ -177,7 +177,11 @@ class Cloud:
 
     async def _power_on(self, sandbox: Sandbox) -> None:
         """Boot a sandbox's machine and run what its template starts."""
-        sandbox.take(await Machine.boot(sandbox.tree, self.namespace, sandbox.settings.mounts))
+        users = UserNamespace.make()
+        try:
+            sandbox.take(await Machine.boot(sandbox.tree, users, sandbox.settings.mounts))
+        finally:
+            users.close()
         if sandbox.settings.start_command:
             argv = ["/bin/bash", "-l", "-c", sandbox.settings.start_command]
             process = await sandbox.start(argv, user=None, cwd="", variables={}, stdin=False)

@@ -7,26 +7,23 @@ namespace alone, and bubblewrap leaves it few.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import shutil
+import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 FIRST_UNOWNED: Final = 100_001
+ALL_UNOWNED: Final = 2**32 - 2 - FIRST_UNOWNED
+"""How many ids root maps."""
 COUNT: Final = 65_535
+"""How many an ordinary user maps."""
 CLONE_NEWUSER: Final = 0x1000_0000
-
-HOLDER: Final = f"""
-import ctypes, sys
-if ctypes.CDLL(None, use_errno=True).unshare({CLONE_NEWUSER}) != 0:
-    sys.exit("user namespaces are not allowed here")
-print("up", flush=True)
-sys.stdin.read()
-"""
+LIBC: Final = ctypes.CDLL(None)
 
 
 class NoUserRangeError(RuntimeError):
@@ -56,49 +53,56 @@ def available() -> bool:
 
 @dataclass
 class UserNamespace:
-    """A user namespace, kept by a process that waits for its own end."""
+    """A user namespace, kept by a descriptor. All that the double makes have the same map."""
 
-    holder: subprocess.Popen[bytes]
     descriptor: int
 
     @classmethod
     def make(cls) -> UserNamespace:
-        """Make one.
+        """Make one. Each sandbox has its own, for limits are counted in each apart.
 
         Raises:
             NoUserRangeError: only root, or a user with subordinate uids and ``newuidmap``, can.
         """
         if not available():
             raise NoUserRangeError("needs root, or `newuidmap` and a range of 65535 in /etc/subuid and /etc/subgid")
-        holder = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert holder.stdout is not None
-        if holder.stdout.readline() != b"up\n":
-            raise NoUserRangeError("user namespaces are not allowed here")
-        for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
-            map_range(holder.pid, kind, own)
-        return cls(holder, os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            # Nothing but system calls here: other threads may hold any lock.
+            os.write(writing, b"y" if LIBC.unshare(CLONE_NEWUSER) == 0 else b"n")
+            while True:
+                signal.pause()
+        try:
+            if os.read(reading, 1) != b"y":
+                raise NoUserRangeError("user namespaces are not allowed here")
+            for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
+                map_range(pid, kind, own)
+            return cls(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(reading)
+            os.close(writing)
 
     def run(self, *command: str) -> None:
         """Run a program of this machine as root of the namespace: for file trees with files of several users."""
         if os.geteuid() == 0:
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
             return
-        entering = ["nsenter", f"--user=/proc/{self.holder.pid}/ns/user", "--setuid=0", "--setgid=0", "--"]
+        place = f"/proc/{os.getpid()}/fd/{self.descriptor}"
+        entering = ["nsenter", f"--user={place}", "--setuid=0", "--setgid=0", "--"]
         subprocess.run([*entering, *command], check=True, stdin=subprocess.DEVNULL)
 
     def close(self) -> None:
         """Let it go; it lives on while a sandbox is in it."""
         os.close(self.descriptor)
-        self.holder.kill()
-        self.holder.wait()
 
 
 def map_range(pid: int, kind: str, own: int) -> None:
     """Write a uid or gid map: 0 is us, all others are from a range."""
     if own == 0:
-        Path(f"/proc/{pid}/{kind}_map").write_text(f"0 0 1\n1 {FIRST_UNOWNED} {COUNT}\n")
+        Path(f"/proc/{pid}/{kind}_map").write_text(f"0 0 1\n1 {FIRST_UNOWNED} {ALL_UNOWNED}\n")
         return
     found = subordinate(Path(f"/etc/sub{kind}"))
     assert found is not None
