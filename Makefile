@@ -9,7 +9,7 @@ SHELL := /bin/sh
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: help demo test test-slow test-e2b-live lint bench clean system sandbox
+.PHONY: help demo test test-slow test-e2b-live lint bench bundle clean system sandbox
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test-e2b-live  the tests of E2B against the cloud, with your E2B_API_KEY"
 	@echo "make lint       lint and types alone"
 	@echo "make bench      the benchmarks"
+	@echo "make bundle     the bundle for Claude Desktop (needs npm)"
 	@echo "make clean      remove the virtual environment and all caches"
 
 demo: sandbox
@@ -47,6 +48,14 @@ lint: $(READY)
 
 bench: sandbox
 	@for benchmark in benchmarks/[a-z]*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+
+# The bundle for Claude Desktop; needs npm.
+bundle:
+	rm -rf build/bundle && mkdir -p build/bundle dist
+	cp -r policies server tools rookery pyproject.toml README.md build/bundle/
+	cp packaging/manifest.json build/bundle/manifest.json
+	find build/bundle -name __pycache__ -type d -prune -exec rm -rf {} +
+	npx --yes @anthropic-ai/mcpb@2.1.2 pack build/bundle dist/rookery.mcpb
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

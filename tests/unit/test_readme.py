@@ -48,7 +48,9 @@ def test_the_make_targets_that_it_names_exist() -> None:
 
 
 def test_every_configuration_that_it_offers_is_json_and_starts_the_server() -> None:
-    blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL)]
+    guides = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "clients").glob("*.md"))]
+    found = (re.findall(r"```json\n(.*?)```", text, re.DOTALL) for text in (README, *guides))
+    blocks = [json.loads(block) for inner in found for block in inner]
     blocks.append(json.loads((ROOT / "mcp.json").read_text(encoding="utf-8")))
     assert len(blocks) == 3
     for block in blocks:
