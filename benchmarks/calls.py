@@ -84,7 +84,7 @@ def serve() -> None:
     from server.settings import Settings
     from server.telemetry import configure_logging
     from tools.definition import Call, ToolDefinition
-    from tools.server import TOOLS
+    from tools.toolsets import TOOLS
 
     class Nothing(Request):
         pass

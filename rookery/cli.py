@@ -16,9 +16,10 @@ def main() -> None:
 
             run_connect()
         case ["serve"]:
+            from rookery.configuration import load_settings, offering
             from rookery.serving.stdio import run_stdio
 
-            run_stdio()
+            run_stdio(offering(load_settings(), None, read_only=False))
         case ["daemon", "run"]:
             from rookery.daemon.server import run_daemon
 

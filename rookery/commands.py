@@ -8,7 +8,7 @@ import anyio
 import typer
 
 from rookery import policy_commands
-from rookery.configuration import USAGE_ERROR, load_settings
+from rookery.configuration import USAGE_ERROR, load_settings, offering
 from rookery.install.clients import Client, Reach
 
 if TYPE_CHECKING:
@@ -38,18 +38,26 @@ def serve(
             metavar="HOST:PORT|unix:PATH", help="Serve streamable HTTP on this address or Unix socket instead of stdio."
         ),
     ] = None,
+    toolsets: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Which tools to offer, comma separated: all, simple, sessions, files, …"),
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Offer only tools that change nothing.")] = False,
 ) -> None:
     """Serve MCP: on stdin and stdout for one client, or over HTTP for many."""
+    settings = offering(load_settings(), toolsets, read_only=read_only)
     if http is None:
         from rookery.serving.stdio import run_stdio
 
-        run_stdio()
+        run_stdio(settings)
         return
     from rookery.serving.http import run_http
     from rookery.web.addresses import Address
 
     try:
-        run_http(Address.parse(http), announce=lambda url: typer.echo(f"Rookery serves MCP at {url}", err=True))
+        run_http(
+            settings, Address.parse(http), announce=lambda url: typer.echo(f"Rookery serves MCP at {url}", err=True)
+        )
     except ValueError as error:
         _fail(f"--http {http}: {error}")
     except OSError as error:

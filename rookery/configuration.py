@@ -23,3 +23,25 @@ def load_settings() -> Settings:
             variable = name if name.isupper() else f"ROOKERY_{name.upper()}"
             sys.stderr.write(f"{variable}: {fault['msg']}\n")
         raise SystemExit(USAGE_ERROR) from error
+
+
+def offering(settings: Settings, toolsets: str | None, *, read_only: bool) -> Settings:
+    """The settings with the toolsets that the command line names instead, if it does, and checked.
+
+    Leaves the process with a line that says what is wrong.
+    """
+    from server.errors import RookeryError
+    from tools.toolsets import tools_of
+
+    changes: dict[str, object] = {}
+    if toolsets is not None:
+        changes["toolsets"] = tuple(name.strip() for name in toolsets.split(",") if name.strip())
+    if read_only:
+        changes["read_only"] = True
+    chosen = settings.model_copy(update=changes)
+    try:
+        tools_of(chosen.toolsets, read_only=chosen.read_only)
+    except RookeryError as error:
+        sys.stderr.write(f"ROOKERY_TOOLSETS: {error.message}\n")
+        raise SystemExit(USAGE_ERROR) from error
+    return chosen

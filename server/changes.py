@@ -23,11 +23,19 @@ class Changes:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._waiters: dict[str, set[anyio.Event]] = {}
+        self._any = anyio.Event()
         store.listeners.append(self._wake)
 
     def _wake(self, session_id: str) -> None:
         for event in self._waiters.pop(session_id, ()):
             event.set()
+        self._any.set()
+        self._any = anyio.Event()
+
+    async def wait_any(self, timeout_s: float) -> None:
+        """Return when this process has changed some session, or after ``timeout_s`` seconds."""
+        with anyio.move_on_after(timeout_s):
+            await self._any.wait()
 
     async def wait(self, session_ids: Sequence[str], after: Mapping[str, int], timeout_s: float) -> None:
         """Return when one of the sessions has an event newer than ``after`` says, or after ``timeout_s`` seconds.

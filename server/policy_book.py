@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from policies import PRESETS, Limits, Policy, PolicyError, combine, load_policy
+from policies import PRESETS, Limits, Policy, PolicyError, combine, load_policy, policy_names
 from server.errors import ErrorCode, RookeryError
 from server.models import SessionRecord
 
@@ -73,6 +73,17 @@ class PolicyBook:
             RookeryError: ``invalid_argument``, naming the policies that there are or the fault in the file.
         """
         return self.effective(((name or self._default, None),)).policy
+
+    def names(self) -> tuple[str, ...]:
+        """Every policy that a session may name: presets first.
+
+        Raises:
+            RookeryError: ``invalid_argument``: the directory cannot be read.
+        """
+        try:
+            return tuple(name for name in policy_names(self._directory) if name != ORGANISATION)
+        except PolicyError as error:
+            raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"policy: {error}") from error
 
     def of(self, session: SessionRecord) -> Effective:
         """What a session works under now.

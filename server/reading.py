@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+import anyio
+import anyio.to_thread
+
 from policies import Facts, Policy, ToolRequest
 from policies.types import LinkLookup
 from server.budgets import caps_of
@@ -35,12 +38,14 @@ from server.views import (
     DiffReport,
     FileContent,
     FileListing,
+    Heads,
     PatchReport,
     PolicyExplanation,
     Progress,
     SessionPage,
     SessionView,
     TranscriptPage,
+    TurnStatus,
 )
 
 MAX_TRANSCRIPT: Final = 500
@@ -60,9 +65,28 @@ class SessionReader:
         """Where the session stands, with the result of its latest turn; costs are the session's so far."""
         return await self._outcome(await self._services.store.session(principal, session_id))
 
-    async def _outcome(self, session: SessionRecord) -> Outcome:
+    async def turn_status(self, principal: str, session_id: str, number: int) -> TurnStatus:
+        """One turn by its number, with the outcome as it was left by this turn.
+
+        Raises:
+            RookeryError: ``session_not_found``: there is no such session, or no such turn in it.
+        """
+        session = await self._services.store.session(principal, session_id)
+        turn = await self._services.store.turn(session_id, number)
+        latest = await self._latest(session_id)
+        over = session.turn > number or not session.state.is_busy
+        return TurnStatus(
+            outcome=await self._outcome(session, turn),
+            over=over,
+            activity=_activity(session, latest),
+            started_at=turn.started_at,
+            updated_at=turn.ended_at or (turn.started_at if over or latest is None else latest.at),
+        )
+
+    async def _outcome(self, session: SessionRecord, turn: TurnRecord | None = None) -> Outcome:
+        """The outcome of a turn; by default of the latest."""
         store = self._services.store
-        turn = await self._latest_turn(session)
+        turn = turn or await self._latest_turn(session)
         cost = await store.cost(session.id)
         left = (await store.standing(session.id)).remaining_nano_usd
         pending: tuple[PendingApproval, ...] = ()
@@ -75,12 +99,12 @@ class SessionReader:
                     expires_at=approval.expires_at,
                 )
                 for approval in await store.approvals(session.principal, session.id, pending=True)
-                if approval.status is ApprovalStatus.PENDING
+                if approval.status is ApprovalStatus.PENDING and approval.turn == turn.number
             )
         return Outcome(
             session_id=session.id,
             state=session.state,
-            turn=session.turn,
+            turn=turn.number,
             stop_reason=turn.stop_reason,
             text=turn.text,
             structured_output=turn.structured_output,
@@ -137,6 +161,22 @@ class SessionReader:
         for session_id in session_ids:
             await self._services.store.session(principal, session_id)
         await self._changes.wait(session_ids, after, timeout_s)
+
+    async def wait_for_any_change(self, timeout_s: float) -> None:
+        """Return when this process has changed some session, or after ``timeout_s`` seconds."""
+        await self._changes.wait_any(timeout_s)
+
+    async def heads(self, principal: str, session_ids: Sequence[str]) -> Heads:
+        """Where the principal's sessions stand; a foreign or missing one is left out."""
+        return await self._services.store.heads(principal, session_ids)
+
+    async def policy_names(self) -> Sequence[str]:
+        """The policies that a session may name.
+
+        Raises:
+            RookeryError: ``invalid_argument``: the directory of policies cannot be read.
+        """
+        return await anyio.to_thread.run_sync(self._services.policies.names)
 
     async def get(self, principal: str, session_id: str) -> SessionView:
         """All about one session."""

@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     idle_s: float = Field(default=300, gt=0, le=86_400, description="an idle session gives up its process after this")
     max_sessions: int = Field(default=32, ge=1, le=10_000, description="sessions that may be at work at once")
     max_wait_s: float = Field(default=50, gt=0, le=3600, description="longest wait inside one tool call")
+    toolsets: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("all",), description="which tools are offered (comma separated): all, simple, or themes"
+    )
+    read_only: bool = Field(default=False, description="offer only tools that change nothing")
     memory_mb: int = Field(default=2048, ge=256, le=1_048_576, description="memory of one sandbox")
     processes: int = Field(default=256, ge=16, le=65_536, description="processes and threads in one sandbox")
     cpus: float = Field(default=2.0, gt=0, le=1024, description="CPU cores of one sandbox")
@@ -121,9 +125,9 @@ class Settings(BaseSettings):
             return tuple(Path(part).expanduser().absolute() for part in value.split(os.pathsep) if part)
         return value
 
-    @field_validator("hooks", mode="before")
+    @field_validator("hooks", "toolsets", mode="before")
     @classmethod
-    def _split_hooks(cls, value: object) -> object:
+    def _split_names(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("allowed_origins", mode="before")

@@ -94,6 +94,23 @@ class Progress(Record):
     budget_percent: int = Field(default=0, description="how much of the session's budget is spent")
 
 
+class TurnStatus(Record):
+    """One turn of a session, for those who follow it by its number."""
+
+    outcome: Outcome = Field(description="the outcome of this turn, also when later ones have followed")
+    over: bool = Field(description="whether the turn has ended for good: one that awaits an approval has not")
+    activity: str = Field(description="what the agent does now, or did last, in a few words")
+    started_at: datetime
+    updated_at: datetime
+
+
+class Heads(Record):
+    """Where a principal's sessions stand, as cheaply as it can be asked: what differs has changed."""
+
+    listed: str = Field(description="differs when a session was added or deleted")
+    sequences: dict[str, int] = Field(description="latest event of each session that was asked for and exists")
+
+
 class FileEntry(Record):
     """One entry of a workspace directory."""
 

@@ -20,6 +20,7 @@ from server.views import (
     DiffReport,
     FileContent,
     FileListing,
+    Heads,
     PatchReport,
     PolicyExplanation,
     Progress,
@@ -27,6 +28,7 @@ from server.views import (
     SessionPage,
     SessionView,
     TranscriptPage,
+    TurnStatus,
     WrittenFile,
 )
 
@@ -46,6 +48,10 @@ class Registry(Protocol):
         """Where the session stands, with the result of its latest turn."""
         ...
 
+    async def turn_status(self, principal: str, session_id: str, number: int) -> TurnStatus:
+        """One turn by its number, also when later ones have followed."""
+        ...
+
     async def progress(self, principal: str, session_id: str) -> Progress:
         """What the agent does now, for people who wait."""
         ...
@@ -54,6 +60,18 @@ class Registry(Protocol):
         self, principal: str, session_ids: Sequence[str], after: Mapping[str, int], timeout_s: float
     ) -> None:
         """Return when one of the sessions has an event newer than ``after[id]``, or after ``timeout_s``."""
+        ...
+
+    async def wait_for_any_change(self, timeout_s: float) -> None:
+        """Return when this process has changed some session, or after ``timeout_s``."""
+        ...
+
+    async def heads(self, principal: str, session_ids: Sequence[str]) -> Heads:
+        """Where the principal's sessions stand; foreign and missing ones are left out."""
+        ...
+
+    async def policy_names(self) -> Sequence[str]:
+        """The policies that a session may name."""
         ...
 
     async def get(self, principal: str, session_id: str) -> SessionView: ...

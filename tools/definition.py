@@ -10,9 +10,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from mcp.server import MCPServer
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult, InputRequiredResult, TextContent, Tool, ToolAnnotations
 from pydantic import BaseModel
@@ -24,7 +27,7 @@ from tools.arguments import parse_arguments
 from tools.backend import Backend, Registry
 from tools.elicitation import Elicitation, QuestionsPending, elicitation_of
 from tools.errors import as_rookery_error, failure
-from tools.identity import caller_of
+from tools.identity import caller_of, caller_of_request
 from tools.schemas import input_schema, output_schema
 
 Arguments = TypeVar("Arguments", bound=BaseModel)
@@ -123,6 +126,13 @@ class ToolServer(MCPServer[Any]):
 
     It replaces the SDK's own handling of tools (which answers bad arguments in the validator's words and takes
     unknown ones in silence) at its two public methods.
+
+    Args:
+        definitions: the tools.
+        backend: where the registry comes from.
+        principal: whose sessions these are.
+        max_wait_s: longest wait inside one call, in seconds.
+        read_only: whether a call may change nothing, not even by asking the user.
     """
 
     def __init__(
@@ -133,15 +143,23 @@ class ToolServer(MCPServer[Any]):
         caller: Caller | None,
         max_wait_s: float,
         on_failure: Callable[[ErrorCode], None] | None = None,
+        read_only: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self._read_only = read_only
         self._definitions = {definition.name: definition for definition in definitions}
         self.backend = backend
         self._caller = caller
         self._max_wait_s = max_wait_s
         self._on_failure = on_failure
         self._published: list[Tool] | None = None
+
+        # What the protocol's layer below offers of connections of the older era, it takes from its caller; nobody asks
+        # us at that place, so the answer is put there once.
+        self.protocol.create_initialization_options = partial(  # type: ignore[method-assign]
+            self.protocol.create_initialization_options, NotificationOptions(resources_changed=True)
+        )
 
     def caller(self, context: Context[Any, Any] | None) -> Caller:
         """On whose behalf a request is served.
@@ -151,17 +169,40 @@ class ToolServer(MCPServer[Any]):
         """
         return caller_of(context, self._caller)
 
+    def allowed(self, context: ServerRequestContext[Any, Any], scope: Scope) -> str:
+        """The principal on whose behalf a request of the protocol's layer is served, who must have a scope.
+
+        Raises:
+            RookeryError: ``policy_denied``; ``internal`` as :meth:`caller`.
+        """
+        caller = caller_of_request(context.request, self._caller)
+        caller.require(scope)
+        return caller.principal
+
+    @property
+    def protocol(self) -> Server[Any]:
+        """The protocol's layer below. The SDK's public entries take neither streams nor handlers of one's own; this is
+        its private name for it, used here alone."""
+        return self._lowlevel_server
+
+    @property
+    def tool_names(self) -> frozenset[str]:
+        """Names of the tools that are offered."""
+        return frozenset(self._definitions)
+
     async def list_tools(self) -> list[Tool]:
-        """All tools, always in the same order."""
+        """All tools, always in the same order; those that extensions add come last."""
         if self._published is None:
             self._published = [definition.published() for definition in self._definitions.values()]
-        return list(self._published)
+        return [*self._published, *await super().list_tools()]
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
         """Run a tool. A failure is an answer (``is_error``), never an exception; so are questions to the user."""
         definition = self._definitions.get(name)
+        if definition is None and self._tool_manager.get_tool(name) is not None:
+            return await super().call_tool(name, arguments, context)
         try:
             if definition is None:
                 known = ", ".join(self._definitions)
@@ -171,7 +212,7 @@ class ToolServer(MCPServer[Any]):
             # Arguments first: a bad call is told so even while the registry starts, or could not.
             checked = parse_arguments(definition.arguments, arguments, tool=name)
             registry = await self.backend.registry()
-            asks = caller.may(Scope.APPROVE)
+            asks = caller.may(Scope.APPROVE) and not self._read_only
             elicitation = elicitation_of(context, registry, caller.principal) if asks else None
             if elicitation is not None and context is not None:
                 await elicitation.take(context.input_responses)

@@ -138,16 +138,10 @@ class Elicitation:
         if not asked or rounds >= MAX_ROUNDS:
             return
         state = Attached(turns, rounds + 1, frozenset(self.left))
-        form = render_elicitation_schema(Permission)
         raise QuestionsPending(
             InputRequiredResult(
                 request_state=state.sealed(),
-                input_requests={
-                    approval.approval_id: ElicitRequest(
-                        params=ElicitRequestFormParams(message=question(approval), requested_schema=form)
-                    )
-                    for approval in asked
-                },
+                input_requests={approval.approval_id: question_form(approval) for approval in asked},
             )
         )
 
@@ -171,6 +165,12 @@ class Elicitation:
 def question(approval: PendingApproval) -> str:
     """What the person is asked. The call is the agent's text, so it stands behind what we say."""
     return f"An agent asks for permission to make this call.\n{approval.summary}"
+
+
+def question_form(approval: PendingApproval) -> ElicitRequest:
+    """The question as a request to the client."""
+    form = render_elicitation_schema(Permission)
+    return ElicitRequest(params=ElicitRequestFormParams(message=question(approval), requested_schema=form))
 
 
 def _form(response: ElicitResult) -> Permission | None:

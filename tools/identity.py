@@ -27,7 +27,15 @@ def caller_of(context: Context[Any, Any] | None, default: Caller | None) -> Call
     Raises:
         RookeryError: ``internal``: the request should have carried an identity and does not.
     """
-    request = None if context is None else context.request_context.request
+    return caller_of_request(None if context is None else context.request_context.request, default)
+
+
+def caller_of_request(request: object, default: Caller | None) -> Caller:
+    """The caller of a request by what its transport attached to it, if anything; see :func:`caller_of`.
+
+    Raises:
+        RookeryError: ``internal``, as above.
+    """
     found = getattr(request, "scope", {}).get(SCOPE_KEY)
     if isinstance(found, Caller):
         return found

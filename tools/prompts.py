@@ -9,13 +9,14 @@ def add_prompts(server: ToolServer) -> None:
     """Publish the prompts."""
 
     @server.prompt(name="delegate", title="Delegate a task", description="Hand one task to a sandboxed agent.")
-    def delegate(task: str, workspace: str = "") -> str:
+    def delegate(task: str, workspace: str = "", policy: str = "") -> str:
+        rules = f"\nHave it work under this policy: {policy}" if policy else ""
         place = f"\nGive it this material with the `workspace` argument: {workspace}" if workspace else ""
         return (
             "Delegate the following task to an agent with Rookery's tools.\n"
             "Call spawn_agent with a prompt that stands on its own: the goal, what is known, what to deliver, and how "
             "to check it. The agent sees nothing of this conversation and has no network."
-            f"{place}\n"
+            f"{place}{rules}\n"
             "While the outcome says that it works, call wait_for_sessions. Then check the work with list_files and "
             "read_file rather than by its words alone; if something is missing, say so with continue_session. "
             "At the end report what was done, what was checked, and what it cost (get_costs).\n\n"
@@ -38,4 +39,17 @@ def add_prompts(server: ToolServer) -> None:
             "At the end report the results with their costs (get_costs with group_by=session), and end the sessions "
             "that are done.\n\n"
             f"The task:\n{task}"
+        )
+
+    @server.prompt(
+        name="review",
+        title="Review a session",
+        description="Look at what an agent did, and judge it before its work is taken home.",
+    )
+    def review(session_id: str) -> str:
+        return (
+            f"Review the work of Rookery's session {session_id}.\n"
+            "Look at its outcome with get_session, at what it did with read_transcript, and at every change with "
+            "diff_files. Check what it claims against the files, not against its words. Then say what is right, what "
+            "is wrong or risky, what is missing, and whether the work should be taken home with export_changes."
         )

@@ -1,6 +1,7 @@
-"""Resources: a session's transcript and its files, for clients that attach documents to a conversation.
+"""Resources: sessions, their transcripts, files and changes, for clients that attach documents to a conversation.
 
-Each has a tool that does the same (``read_transcript``, ``read_file``), since several clients show no resources.
+Each has a tool that does the same (``get_session``, ``read_transcript``, ``read_file``, ``export_changes``), since
+several clients show no resources. The list holds the sessions, newest first; it and they can be subscribed to.
 """
 
 from __future__ import annotations
@@ -8,21 +9,24 @@ from __future__ import annotations
 import base64
 from typing import Any, Final
 
+from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
+from mcp.shared.exceptions import MCPError
+from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, ListResourcesResult, PaginatedRequestParams, Resource
 
 from server.callers import Scope
 from server.errors import ErrorCode, RookeryError
+from server.requests import ListRequest
+from tools.addresses import FILE, PATCH, SESSION, TRANSCRIPT
 from tools.definition import ToolServer
 from tools.errors import as_rookery_error
 
-TRANSCRIPT: Final = "rookery://sessions/{session_id}/transcript{?after}"
-FILE: Final = "rookery://sessions/{session_id}/files/{+path}"
-
-PATCH: Final = "rookery://sessions/{session_id}/changes.patch"
-
 MAX_RESOURCE_BYTES: Final = 8 << 20
 """Longest resource: beyond it, tools read in parts."""
+
+_LISTED: Final = 100
+"""Sessions in one page of the list."""
 
 _PAGE: Final = 500
 """Events fetched at once."""
@@ -35,7 +39,21 @@ _MISSING: Final = frozenset({ErrorCode.SESSION_NOT_FOUND, ErrorCode.INVALID_ARGU
 
 
 def add_resources(server: ToolServer) -> None:
-    """Publish the resource templates."""
+    """Publish the resource templates and the list of sessions."""
+
+    @server.resource(
+        SESSION,
+        name="session",
+        title="Session",
+        description="A session as it is now: state, settings, checkpoints, and the outcome of its latest turn.",
+        mime_type="application/json",
+    )
+    async def session(session_id: str, context: Context[Any, Any]) -> str:
+        try:
+            principal = _reader(server, context)
+            return (await (await server.backend.registry()).get(principal, session_id)).model_dump_json()
+        except Exception as error:
+            raise _resource_error(error, "session") from error
 
     @server.resource(
         TRANSCRIPT,
@@ -76,6 +94,41 @@ def add_resources(server: ToolServer) -> None:
             return await (await server.backend.registry()).patch(principal, session_id)
         except Exception as error:
             raise _resource_error(error, "changes") from error
+
+    async def listed(context: ServerRequestContext[Any, Any], params: PaginatedRequestParams) -> ListResourcesResult:
+        try:
+            return await _listed(server, server.allowed(context, Scope.READ), params.cursor)
+        except Exception as error:
+            known = as_rookery_error(error, where="resources/list")
+            code = INVALID_PARAMS if known.code is ErrorCode.INVALID_ARGUMENT else INTERNAL_ERROR
+            raise MCPError(code=code, message=str(known)) from error
+
+    # The SDK lists all resources at once and hands its own method no cursor.
+    server.protocol.add_request_handler("resources/list", PaginatedRequestParams, listed)
+
+
+async def _listed(server: ToolServer, principal: str, cursor: str | None) -> ListResourcesResult:
+    registry = await server.backend.registry()
+    page = await registry.list(principal, ListRequest(limit=_LISTED, cursor=cursor))
+    return ListResourcesResult(
+        resources=[
+            *(await server.list_resources() if cursor is None else ()),
+            *(
+                Resource(
+                    uri=SESSION.format(session_id=one.session_id),
+                    name=one.session_id,
+                    title=one.title or "Untitled session",
+                    description=f"{one.state.value}, turn {one.turn}, ${one.usd:.4f}",
+                    mime_type="application/json",
+                )
+                for one in page.sessions
+            ),
+        ],
+        next_cursor=page.cursor,
+        # Somebody else's list is another one, and it changes while agents work.
+        ttl_ms=0,
+        cache_scope="private",
+    )
 
 
 async def _transcript(server: ToolServer, principal: str, session_id: str, after: int) -> str:

@@ -7,50 +7,26 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from mcp.server.caching import CacheHint
+from mcp.server.context import ServerRequestContext
 from mcp.server.request_state import RequestStateSecurity
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_REQUEST
 
-from server.callers import LOCAL, Caller
-from server.errors import ErrorCode
-from tools import approvals, costs, files, sessions, transcripts, undo
+from server.callers import LOCAL, Caller, Scope
+from server.errors import ErrorCode, RookeryError
 from tools.backend import Backend
+from tools.completions import add_completions
 from tools.definition import ToolDefinition, ToolServer
+from tools.instructions import instructions_for
 from tools.prompts import add_prompts
 from tools.resources import add_resources
-
-TOOLS: Final[tuple[ToolDefinition[Any, Any], ...]] = (
-    *sessions.TOOLS,
-    *transcripts.TOOLS,
-    *costs.TOOLS,
-    *files.TOOLS,
-    *undo.TOOLS,
-    *approvals.TOOLS,
-)
-"""All tools in the order in which they are listed."""
+from tools.subscriptions import Subscriptions
+from tools.tasks import TasksExtension
+from tools.toolsets import TOOLS
+from tools.turn_tasks import TurnTasks
 
 STATE_TTL_S: Final = 3_600.0
 """How long a person may take for one round of questions, before the call must be made afresh."""
-
-INSTRUCTIONS: Final = """\
-Rookery runs Claude agents for you, each in a sandbox of its own with a file system, a shell and no network.
-
-The loop: spawn → wait → continue.
-1. spawn_agent(prompt=…) starts an agent on a task and answers with an outcome. The agent knows only its prompt and
-   its workspace, so say all that it needs.
-2. While the outcome's state is "starting" or "running", the agent works on: call wait_for_sessions with its
-   session_id, again and again. No call takes longer than about a minute; long work is many waits, never a new spawn.
-3. When the state is "idle", the turn has ended: read `text`, and look at the work with list_files and read_file.
-   continue_session(session_id, prompt) goes on with the same conversation and files; end_session frees the sandbox.
-Each outcome's `next` says what to call. A turn that failed is an outcome with `error`; a call that failed begins with
-an error code, and `retryable` says whether the same call may succeed later.
-
-Undo: every turn starts with a checkpoint (`checkpoint_id`). rewind_files takes all files back to one (dry_run=true
-shows what would change), fork_session tries several ways from one. export_changes gives the work as a patch.
-Approvals: when the state is "awaiting_approval", look with list_approvals and decide with answer_approval.
-
-Side by side: spawn several agents with wait_s=0, then wait for all of them in one wait_for_sessions.
-Sessions outlive this connection: list_sessions finds them again. read_transcript shows what an agent did step by step,
-get_costs what it cost. Repeat a spawn safely by giving it a request_id.
-"""
 
 
 def build_server(
@@ -59,6 +35,7 @@ def build_server(
     max_wait_s: float = 50.0,
     caller: Caller | None = LOCAL,
     tools: Sequence[ToolDefinition[Any, Any]] = TOOLS,
+    read_only: bool = False,
     state_key: bytes | None = None,
     on_failure: Callable[[ErrorCode], None] | None = None,
 ) -> ToolServer:
@@ -69,21 +46,27 @@ def build_server(
         max_wait_s: longest wait inside one tool call, in seconds.
         caller: whose sessions these are when a request carries no identity; None when each must carry one.
         tools: what is offered.
+        read_only: whether nothing may be changed through it; then ``tools`` must hold none that does.
         state_key: at least 32 secret bytes that seal the state of calls which ask the user, the same in every process
             of a home; without it such a call does not outlive this process.
         on_failure: told the code of each call that is answered with an error.
     """
+    tasks = TasksExtension()
+    subscriptions = Subscriptions(backend, lambda context: reading(server, context))
     server = ToolServer(
         tools,
         backend,
         caller=caller,
         max_wait_s=max_wait_s,
         on_failure=on_failure,
+        read_only=read_only,
         name="rookery",
         title="Rookery",
         description="Sandboxed Claude agents as tools.",
         version=version("rookery"),
-        instructions=INSTRUCTIONS,
+        instructions=instructions_for({tool.name for tool in tools}),
+        extensions=() if read_only else (tasks,),
+        lifespan=lambda _: subscriptions.watching(),
         request_state_security=(
             RequestStateSecurity.ephemeral(ttl=STATE_TTL_S)
             if state_key is None
@@ -91,6 +74,21 @@ def build_server(
         ),
         cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="public")},
     )
+    tasks.sources.append(TurnTasks(server))
+    subscriptions.serve_on(server.protocol)
     add_resources(server)
     add_prompts(server)
+    add_completions(server)
     return server
+
+
+def reading(server: ToolServer, context: ServerRequestContext[Any, Any]) -> str:
+    """The principal of a request that reads.
+
+    Raises:
+        MCPError: it may not.
+    """
+    try:
+        return server.allowed(context, Scope.READ)
+    except RookeryError as error:
+        raise MCPError(code=INVALID_REQUEST, message=str(error)) from error

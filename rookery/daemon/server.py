@@ -21,15 +21,14 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from rookery.backend import BackgroundBackend
-from rookery.configuration import load_settings
+from rookery.configuration import load_settings, offering
 from rookery.daemon.hello import differing, fingerprints, read_line, write_line
 from rookery.daemon.place import LIFE_LOCK, Place, peer_uid
 from rookery.serving.background import background, drained, log_to_stderr
+from rookery.serving.offering import server_for
 from rookery.serving.stdio import serve_messages
 from rookery.serving.wire import Wire
-from rookery.state_key import state_key
 from rookery.version import VERSION
-from tools.server import build_server
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -52,7 +51,7 @@ MAX_LOG_BYTES: Final = 16 << 20
 
 def run_daemon() -> None:
     """The command ``rookery daemon run``. Writes a line to stdout once clients can connect."""
-    settings = load_settings()
+    settings = offering(load_settings(), None, read_only=False)
     log_to_stderr()
     os.umask(0o077)
     place = Place(settings.home)
@@ -89,7 +88,7 @@ class Daemon:
         """Serve until nobody needs it, or a signal or ``rookery daemon stop`` ends it."""
         self.listener.setblocking(False)
         async with background(self.settings, on_signal=self._leave) as (backend, _):
-            server = build_server(backend, max_wait_s=self.settings.max_wait_s, state_key=state_key(self.settings.home))
+            server = server_for(self.settings, backend)
             _say_ready()
             async with anyio.create_task_group() as connections:
                 async with anyio.create_task_group() as rounds:

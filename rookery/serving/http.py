@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import uvicorn
 
-from rookery.configuration import load_settings
 from rookery.serving.background import background, drained, log_to_stderr
-from rookery.state_key import state_key
+from rookery.serving.offering import server_for
 from rookery.web.addresses import Address, Names
 from rookery.web.app import build_app
 from rookery.web.health import Health
@@ -22,7 +21,6 @@ from rookery.web.protocol import TimelyProtocol
 from rookery.web.scrape import Scrape
 from server.callers import LOCAL
 from server.telemetry.prometheus import PrometheusMetrics
-from tools.server import build_server
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -31,9 +29,8 @@ KEEP_ALIVE_S: Final = 15
 """How long a connection without a request is kept."""
 
 
-def run_http(address: Address, *, announce: Callable[[str], None]) -> None:
+def run_http(settings: Settings, address: Address, *, announce: Callable[[str], None]) -> None:
     """The command ``rookery serve --http``; see :func:`serve_http`."""
-    settings = load_settings()
     log_to_stderr()
     anyio.run(functools.partial(serve_http, settings, address, announce=announce))
 
@@ -81,13 +78,7 @@ async def serve_http(settings: Settings, address: Address, *, announce: Callable
         async with background(settings, on_signal=leave, metrics=metrics) as (backend, _):
             health = Health(backend)
             scrape = Scrape(backend, metrics)
-            server = build_server(
-                backend,
-                max_wait_s=settings.max_wait_s,
-                state_key=state_key(settings.home),
-                caller=LOCAL,
-                on_failure=backend.failed,
-            )
+            server = server_for(settings, backend, caller=LOCAL, on_failure=backend.failed)
             names = Names.of(address, settings.public_url, settings.allowed_origins)
             http = _Server(build_app(server, settings, names, [*health.routes(), *scrape.routes()]), settings, health)
             backend.start()

@@ -9,39 +9,36 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from rookery.backend import BackgroundBackend
-from rookery.configuration import load_settings
 from rookery.serving.background import background, log_to_stderr
+from rookery.serving.offering import server_for
 from rookery.serving.wire import Wire, claimed_wire, stdio_transport
-from rookery.state_key import state_key
 from tools.definition import ToolDefinition, ToolServer
-from tools.server import TOOLS, build_server
 
 if TYPE_CHECKING:
     from server.settings import Settings
 
 
-def run_stdio() -> None:
+def run_stdio(settings: Settings) -> None:
     """The command ``rookery serve``."""
-    settings = load_settings()
     log_to_stderr()
     if sys.stdin.isatty():
         sys.stderr.write("Serving MCP on stdin and stdout; an MCP client should start this. Ctrl-D ends it.\n")
     anyio.run(serve_stdio, settings)
 
 
-async def serve_stdio(settings: Settings, tools: Sequence[ToolDefinition[Any, Any]] = TOOLS) -> None:
+async def serve_stdio(settings: Settings, tools: Sequence[ToolDefinition[Any, Any]] | None = None) -> None:
     """Serve one client on the standard streams until its input ends or a signal comes."""
     # The streams are claimed around all else: nothing that starts or ends behind the server may print on the wire.
     with claimed_wire() as wire:
         await _serve_wire(settings, wire, tools)
 
 
-async def _serve_wire(settings: Settings, wire: Wire, tools: Sequence[ToolDefinition[Any, Any]]) -> None:
+async def _serve_wire(settings: Settings, wire: Wire, tools: Sequence[ToolDefinition[Any, Any]] | None) -> None:
     serving = anyio.CancelScope()
     async with background(settings, on_signal=serving.cancel) as (backend, tasks):
         answered = anyio.Event()
         tasks.start_soon(_start_after, answered, backend)
-        server = build_server(backend, max_wait_s=settings.max_wait_s, tools=tools, state_key=state_key(settings.home))
+        server = server_for(settings, backend, tools=tools)
         with serving:
             await serve_messages(server, wire, answered)
 
@@ -52,8 +49,7 @@ async def serve_messages(server: ToolServer, wire: Wire, answered: anyio.Event) 
     Args:
         answered: set once the first message has been written.
     """
-    # The SDK's public entry takes no streams of one's own; this is the one private name of it that is used.
-    protocol = server._lowlevel_server
+    protocol = server.protocol
     async with stdio_transport(wire, answered) as (read_stream, write_stream):
         await protocol.run(read_stream, write_stream, protocol.create_initialization_options())
 

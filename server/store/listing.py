@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -14,8 +15,8 @@ from server.errors import ErrorCode, RookeryError
 from server.models import NANO_USD, SessionState
 from server.requests import ListRequest
 from server.store.room import Room
-from server.store.tables import cost_totals, session_labels, sessions
-from server.views import SessionPage, SessionSummary
+from server.store.tables import cost_totals, counters, session_labels, sessions
+from server.views import Heads, SessionPage, SessionSummary
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -47,6 +48,14 @@ _NEWEST: Final = (
     .limit(bindparam("most"))
 )
 
+_EXTENT: Final = select(func.count(), func.max(sessions.c.created_at)).where(sessions.c.principal == bindparam("whose"))
+
+_SEQUENCES: Final = (
+    select(sessions.c.id, counters.c.last_seq)
+    .join(counters, counters.c.session_id == sessions.c.id)
+    .where(sessions.c.principal == bindparam("whose"), sessions.c.id.in_(bindparam("ids", expanding=True)))
+)
+
 
 class Listing(Room):
     """Listing a principal's sessions."""
@@ -71,6 +80,18 @@ class Listing(Room):
         found = await self._database.read(body)
         page = tuple(SessionSummary.model_validate(row) for row in found[: request.limit])
         return SessionPage(sessions=page, cursor=_cursor_after(page[-1]) if len(found) > request.limit else None)
+
+    async def heads(self, principal: str, session_ids: Sequence[str]) -> Heads:
+        """What tells that something changed: in the list of the principal's sessions, and in some of them."""
+
+        def body(connection: Connection) -> Heads:
+            count, newest = connection.execute(_EXTENT, {"whose": principal}).one()
+            found = (
+                connection.execute(_SEQUENCES, {"whose": principal, "ids": list(session_ids)}) if session_ids else ()
+            )
+            return Heads(listed=f"{count}:{newest}", sequences={row.id: row.last_seq for row in found})
+
+        return await self._database.read(body)
 
 
 def _query(request: ListRequest) -> Select[Any]:

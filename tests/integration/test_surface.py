@@ -317,7 +317,7 @@ async def test_what_rookery_did_not_foresee_is_internal_and_tells_no_secret(
 
 async def test_prompts_help_a_person_delegate(tmp_path: Path, era: Era) -> None:
     async with served(tmp_path, era) as (client, _):
-        assert {prompt.name for prompt in (await client.list_prompts()).prompts} == {"delegate", "parallel"}
+        assert {prompt.name for prompt in (await client.list_prompts()).prompts} == {"delegate", "parallel", "review"}
         for name in ("delegate", "parallel"):
             (message,) = (await client.get_prompt(name, {"task": "count the rooks"})).messages
             assert isinstance(message.content, TextContent)

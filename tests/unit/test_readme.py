@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from rookery.commands import app
 from server.settings import Settings
-from tools.server import TOOLS
+from tools.toolsets import TOOLS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

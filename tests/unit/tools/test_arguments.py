@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.errors import ErrorCode, RookeryError
 from tools.arguments import parse_arguments
 from tools.schemas import input_schema
-from tools.server import TOOLS
 from tools.sessions import ContinueArguments, SpawnArguments, WaitArguments
+from tools.toolsets import TOOLS
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -101,6 +101,7 @@ def test_objects_and_lists_sent_as_json_text_are_understood() -> None:
     assert waiting.session_ids == ("a", "b")
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a loaded machine draws slowly
 @given(arguments=st.dictionaries(st.sampled_from(list(SpawnArguments.model_fields)) | st.text(), JSON))
 def test_whatever_is_sent_either_parses_or_is_an_invalid_argument(arguments: dict[str, Any]) -> None:
     try:

@@ -13,7 +13,9 @@ from server.errors import ErrorCode, RookeryError
 from server.models import Outcome, SessionState
 from tests.surface import ERAS, Era, error_of
 from tools.backend import Registry
-from tools.server import INSTRUCTIONS, build_server
+from tools.instructions import instructions_for
+from tools.server import build_server
+from tools.toolsets import TOOLS, tools_of
 
 READ_ONLY = {
     "wait_for_sessions",
@@ -95,11 +97,29 @@ async def test_the_list_is_the_same_each_time_and_in_both_eras(era: Era, tools: 
     assert listed == [tool.model_dump() for tool in tools.values()]
 
 
-def test_the_instructions_name_only_what_there_is(tools: dict[str, Tool]) -> None:
-    arguments = {name for tool in tools.values() for name in tool.input_schema["properties"]}
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("toolset", ["all", "sessions,files", "costs", "simple", "simple,all"])
+def test_the_instructions_name_only_what_there_is(toolset: str, read_only: bool) -> None:
+    if toolset == "simple" and read_only:
+        pytest.skip("nothing of it is left, which is refused")
+    tools = {tool.name: tool for tool in tools_of(toolset.split(","), read_only=read_only)}
+    arguments = {name for tool in tools.values() for name in tool.arguments.model_fields}
     known = set(tools) | arguments | set(Outcome.model_fields) | set(SessionState)
-    named = set(re.findall(r"[a-z]+(?:_[a-z]+)+", INSTRUCTIONS))
-    assert {"spawn_agent", "wait_for_sessions", "continue_session"} <= named <= known
+    text = instructions_for(set(tools))
+    assert set(re.findall(r"[a-z]+(?:_[a-z]+)+", text)) <= known
+    assert ("spawn_agent" in text) == ("spawn_agent" in tools)
+    assert ("run_agent" in text) == ("run_agent" in tools)
+
+
+def test_toolsets_choose_and_read_only_mode_leaves_what_changes_nothing() -> None:
+    assert [tool.name for tool in tools_of(["simple"])] == ["run_agent", "reply"]
+    assert tools_of(["all"]) == TOOLS
+    assert {tool.name for tool in tools_of(["all", "simple"])} == {tool.name for tool in TOOLS} | {"run_agent", "reply"}
+    assert {tool.name for tool in tools_of(["all"], read_only=True)} == READ_ONLY
+    for names, read_only in ((["sessions", "nonsense"], False), ([], False), (["simple"], True)):
+        with pytest.raises(RookeryError) as refused:
+            tools_of(names, read_only=read_only)
+        assert refused.value.code is ErrorCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("era", ERAS)
