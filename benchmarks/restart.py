@@ -25,7 +25,7 @@ TARGET: Final = 1.3
 async def seed(home: Path, count: int) -> None:
     """Store idle sessions with their sandboxes."""
     from rookery.application import prepare_home
-    from rookery.provider import make_provider
+    from rookery.provider import local_provider
     from server.clock import SYSTEM_CLOCK
     from server.models import SessionRecord, SessionState, StopReason, TurnRecord
     from server.sandboxes.base import SandboxSpec
@@ -34,7 +34,7 @@ async def seed(home: Path, count: int) -> None:
 
     settings, now = Settings(home=home), SYSTEM_CLOCK.now()
     prepare_home(home)
-    provider = make_provider(settings)
+    provider = local_provider(settings)
     async with open_store(settings.store_url) as store:
         for number in range(count):
             session_id = SYSTEM_CLOCK.session_id()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from rookery.provider import make_provider
+from rookery.provider import open_providers
 from server.budgets import caps_of
 from server.checkpoints import Checkpoints, ObjectStore
 from server.clock import SYSTEM_CLOCK, Clock
@@ -73,7 +73,7 @@ async def open_registry(
             store=store,
             gateway=gateway,
             egress=EgressProxy(tasks, egress or EgressOptions()),
-            provider=make_provider(settings),
+            providers=await stack.enter_async_context(open_providers(settings)),
             checkpoints=Checkpoints(ObjectStore(settings.home / "objects"), settings.home / "indexes"),
             clock=clock,
             server_id=server_id,

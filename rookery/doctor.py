@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rookery.provider import make_provider
+from rookery.provider import probe_providers
 from server.errors import RookeryError
 from server.sandboxes.base import Check
 from server.settings import UpstreamKind
@@ -50,11 +50,8 @@ async def run_doctor(settings: Settings, sandbox_only: bool, console: Console | 
 
 
 async def sandbox_checks(settings: Settings) -> list[Check]:
-    """What the sandbox provider finds on this machine."""
-    try:
-        return await make_provider(settings).probe()
-    except RookeryError as error:
-        return [Check("sandbox", False, error.message)]
+    """What the sandbox providers find."""
+    return await probe_providers(settings)
 
 
 def credential_check(settings: Settings) -> Check:

@@ -121,7 +121,7 @@ async def clone(services: Services, sandbox: Sandbox, source: Mapping[str, Any])
     outlet.allow(lambda: repository.egress)
     services.scratch.add(spec.session_id)
     try:
-        scratch = await services.provider.create(spec)
+        scratch = await services.providers.named(str(sandbox.reference.get("kind"))).create(spec)
         try:
             await _Clone(scratch, outlet, services.egress.options.trust).run(repository)
             await sandbox.unpack(await scratch.pack())

@@ -20,7 +20,7 @@ from server.errors import ErrorCode, RookeryError
 from server.launching import open_sandbox
 from server.leases import Leases
 from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnRecord
-from server.sandboxes.base import Sandbox, SandboxSpec
+from server.sandboxes.base import Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
 from server.snapshots import Snapshots, heal_workspace, joined
 
@@ -144,14 +144,30 @@ class Janitor:
         services = self._services
         if len(await services.store.servers()) > 1:
             return
-        known = await services.store.sandboxed_sessions()
-        for reference in await services.provider.owned():
+        for provider in services.providers:
+            try:
+                await self._sweep_provider(provider)
+            except RookeryError as error:
+                if provider is services.providers.default:
+                    raise
+                log.info("sandboxes cannot be listed", provider=provider.name, error=str(error))
+
+    async def _sweep_provider(self, provider: SandboxProvider) -> None:
+        """Remove one provider's sandboxes that no session has.
+
+        Raises:
+            RookeryError: ``sandbox_unavailable``: they cannot be listed.
+        """
+        services = self._services
+        owned = await provider.owned()
+        known = await services.store.sandboxed_sessions() if owned else set()
+        for reference in owned:
             name = str(reference.get("id"))
             if name in known or name in self._residents.reserved or name in services.scratch:
                 continue
             spec = SandboxSpec(session_id=name, gateway_socket=services.gateway.socket)
             try:
-                sandbox = await services.provider.attach(reference, spec)
+                sandbox = await provider.attach(reference, spec)
                 await sandbox.destroy()
             except RookeryError as error:
                 log.warning("orphaned sandbox stays", sandbox=name, error=str(error))

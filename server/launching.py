@@ -21,7 +21,7 @@ from server.gateway import Grant
 from server.hooks import PostToolUse
 from server.models import SessionRecord
 from server.policy_book import turns_of
-from server.sandboxes.base import Sandbox, SandboxSpec
+from server.sandboxes.base import Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
 from server.workspaces import fill
 
@@ -140,23 +140,23 @@ async def open_sandbox(services: Services, session: SessionRecord) -> Sandbox:
     Raises:
         RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
     """
-    spec = services.sandbox_spec(session)
     if session.sandbox is not None:
-        return await services.provider.attach(session.sandbox, spec)
+        return await services.attach(session)
+    spec, provider = services.sandbox_spec(session), services.provider_of(session)
     try:
-        sandbox = await services.provider.create(spec)
+        sandbox = await provider.create(spec)
     except RookeryError:
-        if not await _remove_leftover(services, spec):
+        if not await _remove_leftover(provider, spec):
             raise
-        sandbox = await services.provider.create(spec)
+        sandbox = await provider.create(spec)
     await adopt_sandbox(services, session, sandbox)
     return sandbox
 
 
-async def _remove_leftover(services: Services, spec: SandboxSpec) -> bool:
-    for reference in await services.provider.owned():
+async def _remove_leftover(provider: SandboxProvider, spec: SandboxSpec) -> bool:
+    for reference in await provider.owned():
         if reference.get("id") == spec.session_id:
-            leftover = await services.provider.attach(reference, spec)
+            leftover = await provider.attach(reference, spec)
             await leftover.destroy()
             return True
     return False

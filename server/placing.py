@@ -37,7 +37,7 @@ class Placement:
         """
         warm = self._warm is not None
         try:
-            with span("sandbox open", rookery__sandbox=self._services.provider.name, rookery__warm=warm):
+            with span("sandbox open", rookery__sandbox=session.sandbox_kind, rookery__warm=warm):
                 if self._warm is None:
                     return await open_sandbox(self._services, session)
                 await adopt_sandbox(self._services, session, self._warm.sandbox)

@@ -349,7 +349,7 @@ class SessionReader:
             raise RookeryError(
                 ErrorCode.SESSION_BUSY, "The session has no files yet: its sandbox is being made. Try again shortly."
             )
-        sandbox = await self._services.provider.attach(session.sandbox, self._services.sandbox_spec(session))
+        sandbox = await self._services.attach(session)
         return self._services.files(session_id, sandbox)
 
 

@@ -114,6 +114,9 @@ class SpawnRequest(Request):
         default=None, gt=0, le=10**15, description="total cap of the session in tokens of all kinds together"
     )
     workspace: WorkspaceSource | None = Field(default=None, description="what the workspace holds at the start")
+    sandbox: Literal["bubblewrap", "e2b"] | None = Field(
+        default=None, description="where it runs: on the server's machine, or in E2B's cloud; default: the server's"
+    )
     output_schema: dict[str, Any] | None = Field(
         default=None, description="JSON Schema that the agent's answer must meet; see `structured_output`"
     )

@@ -17,6 +17,7 @@ from server.hooks import PreToolUse, UserHooks, load_hooks
 from server.models import SessionRecord
 from server.policy_book import PolicyBook
 from server.sandboxes.base import Limits, Sandbox, SandboxProvider, SandboxSpec
+from server.sandboxes.providers import Providers
 from server.settings import Settings
 from server.store import Store
 from server.telemetry.metrics import NO_METRICS, Metrics
@@ -30,7 +31,7 @@ class Services:
     store: Store
     gateway: Gateway
     egress: EgressProxy
-    provider: SandboxProvider
+    providers: Providers
     checkpoints: Checkpoints
     clock: Clock
     server_id: str
@@ -82,6 +83,22 @@ class Services:
             RookeryError: ``invalid_argument``: a policy of it is gone or broken.
         """
         return self.policies.of(session).policy
+
+    def provider_of(self, session: SessionRecord) -> SandboxProvider:
+        """What makes the session's sandboxes.
+
+        Raises:
+            RookeryError: ``sandbox_unavailable``: this server has no such provider.
+        """
+        return self.providers.named(session.sandbox_kind)
+
+    async def attach(self, session: SessionRecord) -> Sandbox:
+        """The session's sandbox, which it must have.
+
+        Raises:
+            RookeryError: ``sandbox_lost``, ``sandbox_unavailable``.
+        """
+        return await self.provider_of(session).attach(session.sandbox or {}, self.sandbox_spec(session))
 
     def sandbox_spec(self, session: SessionRecord) -> SandboxSpec:
         """What the session's sandbox is, or would be, made for."""

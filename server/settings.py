@@ -108,6 +108,24 @@ class Settings(BaseSettings):
         default=None,
         description="file of lines as ANTHROPIC_API_KEY=…, read again when it changes, before the variables below",
     )
+    e2b_template: str = Field(default="rookery", min_length=1, max_length=200, description="E2B template of sandboxes")
+    e2b_timeout_s: int = Field(
+        default=300, ge=60, le=86_400, description="an E2B sandbox without a server pauses after"
+    )
+    e2b_rest_s: float = Field(default=60, ge=1, le=3600, description="an E2B sandbox without an agent pauses after")
+    e2b_concurrency: int = Field(default=20, ge=1, le=10_000, description="E2B sandboxes at once, by your plan")
+    e2b_creations_per_s: float = Field(default=1, ge=0.05, le=1000, description="E2B creations a second, by your plan")
+    e2b_warm: int = Field(default=0, ge=0, le=64, description="the same as ROOKERY_WARM in E2B, where it costs money")
+    e2b_traffic: Literal["relay", "direct"] = Field(
+        default="relay", description="model requests from E2B: through this host, or direct with a secret of E2B"
+    )
+    e2b_secret: str | None = Field(default=None, description="E2B secret with the model's key, for direct traffic")
+    e2b_api_key: SecretStr | None = Field(default=None, validation_alias="E2B_API_KEY")
+    e2b_api_url: str | None = Field(default=None, validation_alias="E2B_API_URL")
+    e2b_sandbox_url: str | None = Field(default=None, validation_alias="E2B_SANDBOX_URL")
+    e2b_domain: str | None = Field(default=None, validation_alias="E2B_DOMAIN")
+    e2b_debug: bool = Field(default=False, validation_alias="E2B_DEBUG")
+
     anthropic_base_url: str = Field(default="https://api.anthropic.com", validation_alias="ANTHROPIC_BASE_URL")
     anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
     anthropic_auth_token: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_AUTH_TOKEN")

@@ -7,6 +7,7 @@ from typing import Final
 import anyio
 
 from policies import Policy
+from server.errors import ErrorCode, RookeryError
 from server.fleet import Fleet
 from server.launching import LiveAgent, launch_options
 from server.models import NANO_USD, SessionRecord, SessionState, TurnRecord
@@ -45,7 +46,9 @@ class Spawning:
         self._services.gateway.require_credential()
         await screen(self._services, session, 1, request.prompt)
         await self._fleet.make_room()
-        warm = self._fleet.pool.take(launch_options(session, policy, self._services.settings.model))
+        warm = None
+        if session.sandbox_kind == self._services.providers.default.name:
+            warm = self._fleet.pool.take(launch_options(session, policy, self._services.settings.model))
         if warm is not None:
             adopted = {"id": warm.session_id, "root_id": warm.session_id, "sandbox": dict(warm.sandbox.reference)}
             session = session.model_copy(update=adopted)
@@ -76,6 +79,20 @@ class Spawning:
                 await self._fleet.pool.discard(warm)
         return created
 
+    def _sandbox_kind(self, request: SpawnRequest) -> str:
+        """What kind of sandbox the session gets.
+
+        Raises:
+            RookeryError: ``invalid_argument``: this server makes none of that kind.
+        """
+        providers = self._services.providers
+        if request.sandbox is None:
+            return providers.default.name
+        try:
+            return providers.named(request.sandbox).name
+        except RookeryError as error:
+            raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"sandbox: {error.message}") from error
+
     def _new_session(self, principal: str, request: SpawnRequest) -> tuple[SessionRecord, TurnRecord, Policy]:
         settings, clock = self._services.settings, self._services.clock
         session_id, now = clock.session_id(), clock.now()
@@ -99,7 +116,7 @@ class Spawning:
             output_schema=request.output_schema,
             budget_nano_usd=round(budget * NANO_USD),
             budget_tokens=request.budget_tokens or settings.default_budget_tokens,
-            sandbox_kind=self._services.provider.name,
+            sandbox_kind=self._sandbox_kind(request),
             owner=self._services.server_id,
             request_id=request.request_id,
             workspace=source,

@@ -22,6 +22,7 @@ from server.errors import RookeryError
 from server.launching import LiveAgent, prepare_fresh
 from server.sandboxes.base import Sandbox, SandboxSpec
 from server.services import Services
+from server.settings import SandboxKind
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +51,8 @@ class WarmPool:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._size = services.settings.warm
+        e2b = services.providers.default.name == SandboxKind.E2B
+        self._size = services.settings.e2b_warm if e2b else services.settings.warm
         self._waiting: deque[_Waiting] = deque()
         self.reserved: set[str] = set()
         """Ids of sandboxes that exist, or are being made, without a session in the store."""
@@ -123,7 +125,7 @@ class WarmPool:
         stack = AsyncExitStack()
         sandbox: Sandbox | None = None
         try:
-            sandbox = await services.provider.create(spec)
+            sandbox = await services.providers.default.create(spec)
             live = prepare_fresh(services, session_id, sandbox, options, stack)
             await stack.enter_async_context(live.agent)
             yield live

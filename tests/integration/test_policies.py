@@ -241,7 +241,7 @@ async def begin(registry: Registry, policy: str, *then: dict[str, Any], **reques
 async def _let_go(registry: Registry, session_id: str) -> None:
     """End the wait of an agent that watches for a file, from the host's side of its workspace."""
     session = await registry._services.store.session(ME, session_id)
-    sandbox = await registry._services.provider.attach(session.sandbox or {}, registry._services.sandbox_spec(session))
+    sandbox = await registry._services.attach(session)
     assert sandbox.workspace is not None
     await anyio.Path(sandbox.workspace / "go").touch()
 

@@ -1,0 +1,476 @@
+"""One sandbox in E2B's cloud."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from server.errors import ErrorCode, RookeryError
+from server.sandboxes.base import CONFIG_DIR, WORKSPACE, CommandResult, Outlet, SandboxSpec
+from server.sandboxes.bubblewrap.seccomp import filter_program
+from server.sandboxes.e2b.channel import unix_destination
+from server.sandboxes.e2b.cloud import Cloud
+from server.sandboxes.e2b.config_files import checked, tar_stream
+from server.sandboxes.e2b.hold import Hold
+from server.sandboxes.e2b.layout import AGENT_ENVIRONMENT, AGENT_UID, ROOT_ENVIRONMENT
+from server.sandboxes.e2b.options import E2BOptions
+from server.sandboxes.e2b.plan import Plan
+from server.sandboxes.e2b.processes import RemoteAgent, RemoteProcess
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from e2b import AsyncSandbox
+
+log = structlog.get_logger(__name__)
+
+KIND: Final = "e2b"
+
+SWEEP_S: Final = 15.0
+PAUSE_S: Final = 60.0
+
+STOPPED_REST_S: Final = 3.0
+"""How long a sandbox runs on after ``stop``: who stops an agent often looks at its files next."""
+
+LOOK_S: Final = 1.0
+"""How often a sandbox that may rest is looked at."""
+
+CORE_BYTES: Final = 0
+ERROR_KEPT: Final = 16 * 1024
+
+
+class E2BSandbox:
+    """A :class:`~server.sandboxes.base.Sandbox`. Made by the provider, one object for each sandbox.
+
+    It holds the sandbox from the first use on, and lets E2B pause it when nothing needs it.
+
+    Args:
+        tasks: where its background work lives.
+        fresh: the SDK's object of a sandbox that was just made, which has a place of the plan already.
+    """
+
+    def __init__(
+        self,
+        cloud: Cloud,
+        plan: Plan,
+        options: E2BOptions,
+        tasks: TaskGroup,
+        spec: SandboxSpec,
+        sandbox_id: str,
+        fresh: AsyncSandbox | None = None,
+    ) -> None:
+        self._cloud = cloud
+        self._plan = plan
+        self._options = options
+        self._tasks = tasks
+        self._spec = spec
+        self._id = sandbox_id
+        self._fresh = fresh
+        self._unswept = fresh is None
+        self._hold: Hold | None = None
+        self._gate = anyio.Lock()
+        self._processes: set[RemoteProcess] = set()
+        self._roots: set[RemoteProcess] = set()
+        self._agent: RemoteAgent | None = None
+        self._egress: Path | None = None
+        self._gone = False
+        self._used = anyio.current_time()
+        self._rest_s = options.rest_s
+
+    @property
+    def reference(self) -> Mapping[str, Any]:
+        """What ``attach`` needs to find it again after a restart."""
+        return {"kind": KIND, "id": self._spec.session_id, "sandbox": self._id, "uid": AGENT_UID}
+
+    @property
+    def workspace(self) -> None:
+        """None: it is not on this host."""
+        return
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was not removed by this object."""
+        return not self._gone
+
+    async def come_up(self) -> None:
+        """Wait until its relay answers.
+
+        Raises:
+            RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
+        """
+        await self._held()
+
+    # --- processes --------------------------------------------------------------------------------------------
+
+    async def start_agent(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        config_files: Mapping[str, bytes] | None = None,
+        outlet: Outlet | None = None,
+        keepsake: Any = None,
+    ) -> RemoteAgent:
+        """Start the agent; see :meth:`server.sandboxes.base.Sandbox.start_agent`. One that still runs is ended first.
+
+        Args:
+            keepsake: JSON that :meth:`resume_agent` gives to another host.
+
+        Raises:
+            RookeryError: ``sandbox_unavailable``, ``sandbox_lost``, ``invalid_argument``.
+        """
+        files = checked(config_files or {})
+        hold = await self._held()
+        renewed = await hold.channel.open("renew")
+        if await renewed.finish() is None:
+            raise _unavailable(f"the configuration directory: {renewed.why}")
+        if files:
+            await self._write_config(files)
+        request = await self._request(argv, env, keepsake=keepsake)
+        stream = await hold.channel.open("agent", request, egress=outlet is not None)
+        return await self._met(stream, outlet)
+
+    async def resume_agent(self, *, position: int | None = None, outlet: Outlet | None = None) -> RemoteAgent | None:
+        """The agent that another host started, if it is still there or its end is still known.
+
+        Args:
+            position: where its output goes on from; None: from the first that no host settled.
+
+        Raises:
+            RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
+        """
+        self._unswept = False
+        hold = await self._held()
+        stream = await hold.channel.open("resume", position=-1 if position is None else position)
+        agent = RemoteAgent(stream)
+        if not await agent.met():
+            return None
+        agent.told = await self._inputs(hold)
+        return self._attended(agent, outlet)
+
+    async def _inputs(self, hold: Hold) -> bytes:
+        told = RemoteProcess(await hold.channel.open("inputs"))
+        whole = bytearray()
+        while piece := await told.read():
+            whole += piece
+        return bytes(whole)
+
+    async def _met(self, stream: Any, outlet: Outlet | None) -> RemoteAgent:
+        agent = RemoteAgent(stream)
+        await agent.met()
+        return self._attended(agent, outlet)
+
+    def _attended(self, agent: RemoteAgent, outlet: Outlet | None) -> RemoteAgent:
+        close = self._listen(outlet)
+
+        def released(process: RemoteProcess) -> None:
+            close()
+            self._forget(process)
+
+        agent.when_over(released)
+        self._agent = agent
+        self._processes.add(agent)
+        return agent
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout_s: float = 60.0,
+        max_output: int = 1 << 20,
+        outlet: Outlet | None = None,
+    ) -> CommandResult:
+        """Run a command to its end; see :meth:`server.sandboxes.base.Sandbox.run`.
+
+        Of stdout the first ``max_output`` bytes are kept, of stderr the last.
+
+        Raises:
+            RookeryError: ``timeout`` (its processes are gone then), ``sandbox_unavailable``, ``sandbox_lost``,
+                ``invalid_argument``.
+        """
+        close = self._listen(outlet)
+        try:
+            process = await self._started(argv, env or {}, stderr_kept=max_output, egress=outlet is not None)
+            return await _run_to_end(process, stdin, timeout_s, max_output)
+        finally:
+            close()
+
+    async def start_root(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> RemoteProcess:
+        """Start a program of ours as root, in ``/``. It ends with this host's hold of the sandbox.
+
+        Raises:
+            RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
+        """
+        hold = await self._held()
+        request = {
+            "argv": list(argv),
+            "env": {**ROOT_ENVIRONMENT, **(env or {})},
+            "cwd": "/",
+            "root": True,
+            "stderr": ERROR_KEPT,
+        }
+        process = RemoteProcess(await hold.channel.open("run", request), self._forget)
+        self._roots.add(process)
+        return process
+
+    async def _started(
+        self, argv: Sequence[str], env: Mapping[str, str], *, stderr_kept: int, egress: bool
+    ) -> RemoteProcess:
+        hold = await self._held()
+        request = await self._request(argv, env, stderr=stderr_kept)
+        process = RemoteProcess(await hold.channel.open("run", request, egress=egress), self._forget)
+        self._processes.add(process)
+        return process
+
+    async def _request(self, argv: Sequence[str], env: Mapping[str, str], **more: Any) -> dict[str, Any]:
+        if any("\0" in word for word in (*argv, *env, *env.values())) or any("=" in name or not name for name in env):
+            raise RookeryError(ErrorCode.INVALID_ARGUMENT, "A word of the command or a variable cannot be passed on.")
+        hold = await self._held()
+        try:
+            seccomp = filter_program(hold.channel.machine)
+        except ValueError as error:
+            raise _unavailable(str(error)) from error
+        return {
+            "argv": list(argv),
+            "env": {**AGENT_ENVIRONMENT, **env},
+            "cwd": WORKSPACE,
+            "limits": {"NPROC": self._spec.limits.processes, "CORE": CORE_BYTES},
+            "seccomp": seccomp.hex(),
+            **more,
+        }
+
+    async def _write_config(self, files: Mapping[str, bytes]) -> None:
+        process = await self._started(
+            ["tar", "-x", "-f", "-", "-C", CONFIG_DIR], {}, stderr_kept=ERROR_KEPT, egress=False
+        )
+        try:
+            with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                for piece in tar_stream(files):
+                    await process.write(piece)
+            await process.close_input()
+            if await process.wait() != 0:
+                raise _unavailable(f"the configuration files: {process.stderr_tail()}")
+        finally:
+            await process.terminate()
+
+    def _forget(self, process: RemoteProcess) -> None:
+        self._processes.discard(process)
+        self._roots.discard(process)
+        if process is self._agent:
+            self._agent = None
+        self._used = anyio.current_time()
+
+    # --- files ------------------------------------------------------------------------------------------------
+
+    async def pack(self, path: str = ".") -> AsyncIterator[bytes]:
+        """The workspace below ``path`` as a tar stream; see :meth:`server.sandboxes.base.Sandbox.pack`."""
+        raise NotImplementedError
+
+    async def unpack(self, stream: AsyncIterator[bytes]) -> None:
+        """Write a tar stream into the workspace; see :meth:`server.sandboxes.base.Sandbox.unpack`."""
+        raise NotImplementedError
+
+    # --- the network ------------------------------------------------------------------------------------------
+
+    def _listen(self, outlet: Outlet | None) -> Callable[[], None]:
+        """Let an outlet answer what programs inside ask of their proxy; ends that."""
+        if outlet is None:
+            return lambda: None
+        path = self._spec.gateway_socket.with_name(f"e{secrets.token_hex(6)}.sock")
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            listener.bind(str(path))
+            listener.listen(128)
+            listener.setblocking(False)
+        except OSError:
+            listener.close()
+            raise
+        self._egress = path
+        end = outlet.serve(listener)
+
+        def close() -> None:
+            end()
+            path.unlink(missing_ok=True)
+            if self._egress == path:
+                self._egress = None
+
+        return close
+
+    async def _to_gateway(self) -> socket.socket:
+        return await unix_destination(str(self._spec.gateway_socket))
+
+    async def _to_egress(self) -> socket.socket | None:
+        return None if self._egress is None else await unix_destination(str(self._egress))
+
+    # --- its life ---------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """End all its processes and keep its files; E2B pauses it soon after. Bounded, idempotent.
+
+        One that is paused already is not woken: what is frozen in it is ended at its next start.
+        """
+        with anyio.CancelScope(shield=True):
+            if self._gone or (self._hold is None and await self._is_paused()):
+                return
+            try:
+                with anyio.move_on_after(SWEEP_S):
+                    await self._sweep(await self._held())
+            except RookeryError as error:
+                if error.code is not ErrorCode.SANDBOX_LOST:
+                    raise
+                log.info("sandbox_gone_before_stop", sandbox=self._id)
+            self._rest_s = min(STOPPED_REST_S, self._options.rest_s)
+            self._used = anyio.current_time()
+
+    async def _is_paused(self) -> bool:
+        """Whether there is nothing to stop."""
+        try:
+            return await self._cloud.state(self._id) == "paused"
+        except RookeryError as error:
+            if error.code is ErrorCode.SANDBOX_LOST:
+                return True
+            raise
+
+    async def _sweep(self, hold: Hold) -> None:
+        self._unswept = False
+        swept = await hold.channel.open("sweep")
+        await swept.finish()
+
+    async def destroy(self) -> None:
+        """End it, with its files. Bounded, idempotent.
+
+        Raises:
+            RookeryError: ``sandbox_unavailable`` when E2B did not do so; the janitor tries again.
+        """
+        with anyio.CancelScope(shield=True):
+            async with self._gate:
+                self._gone = True
+                await self._let_go()
+                if self._fresh is not None:
+                    # It has a place of the plan, and never got a hold that would give it back.
+                    self._fresh = None
+                    self._plan.give_place()
+                await self._cloud.kill(self._id)
+
+    async def rest(self) -> None:
+        """Let go of it and have it paused, unless something runs in it. Bounded; failures are logged."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(PAUSE_S):
+            async with self._gate:
+                if self._hold is None or self._gone or self._busy:
+                    return
+                await self._let_go()
+                try:
+                    await self._cloud.pause(self._id)
+                except RookeryError as error:
+                    # It pauses by itself when nobody extends its life.
+                    log.warning("sandbox_not_paused", sandbox=self._id, error=str(error), detail=error.detail)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._processes) or any(process.owes_answer for process in self._roots)
+
+    async def _held(self) -> Hold:
+        """Its hold; it is resumed where need be.
+
+        Raises:
+            RookeryError: ``sandbox_lost``, ``sandbox_unavailable``, ``too_many_sessions``.
+        """
+        self._used = anyio.current_time()
+        async with self._gate:
+            if self._gone:
+                raise RookeryError(ErrorCode.SANDBOX_LOST, "The sandbox was removed.")
+            if self._hold is not None and self._hold.channel.failure is not None:
+                await self._let_go()
+            hold = self._hold
+            if hold is None:
+                hold = await self._take_hold()
+            await hold.channel.ready()
+            if self._unswept:
+                await self._sweep(hold)
+        return hold
+
+    async def _take_hold(self) -> Hold:
+        fresh, self._fresh = self._fresh, None
+        if fresh is None:
+            await self._plan.take_place()
+        doors = {"gateway": self._to_gateway, "egress": self._to_egress}
+        hold = Hold(self._cloud, self._id, self._options.timeout_s, doors, fresh)
+        self._rest_s = self._options.rest_s
+        self._hold = hold
+        self._tasks.start_soon(self._keep, hold)
+        try:
+            await hold.channel.ready()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._let_go()
+            raise
+        return hold
+
+    async def _keep(self, hold: Hold) -> None:
+        """Run a hold, and look whether the sandbox may rest."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch, hold)
+                await hold.run()
+                tasks.cancel_scope.cancel()
+        finally:
+            self._plan.give_place()
+
+    async def _watch(self, hold: Hold) -> None:
+        while True:
+            await anyio.sleep(LOOK_S)
+            quiet = anyio.current_time() - max(self._used, hold.channel.active)
+            if quiet >= self._rest_s and not self._busy:
+                # It ends this very task.
+                self._tasks.start_soon(self.rest)
+                await hold.over.wait()
+
+    async def _let_go(self) -> None:
+        if self._hold is not None:
+            hold, self._hold = self._hold, None
+            await hold.let_go()
+
+
+async def _run_to_end(process: RemoteProcess, stdin: bytes, timeout_s: float, max_output: int) -> CommandResult:
+    output = bytearray()
+    dropped = False
+    try:
+        with anyio.move_on_after(timeout_s) as deadline:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_send, process, stdin)
+                while piece := await process.read():
+                    room = max_output - len(output)
+                    output += piece[:room]
+                    dropped = dropped or len(piece) > room
+                code = await process.wait()
+                tasks.cancel_scope.cancel()
+    finally:
+        await process.terminate(grace=not deadline.cancelled_caught)
+    if deadline.cancelled_caught:
+        raise RookeryError(ErrorCode.TIMEOUT, f"The command did not end within {timeout_s:g} s, so it was ended.")
+    # As a shell tells it: 128 and more for a signal.
+    status = 128 - code if code < 0 else code
+    return CommandResult(status, bytes(output), process.stderr, truncated=dropped or process.stderr_dropped)
+
+
+async def _send(process: RemoteProcess, data: bytes) -> None:
+    with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        await process.write(data)
+    await process.close_input()
+
+
+def _unavailable(detail: str) -> RookeryError:
+    return RookeryError(
+        ErrorCode.SANDBOX_UNAVAILABLE,
+        "The agent could not be started in its sandbox. `rookery doctor` says what the template lacks.",
+        detail=detail,
+    )
