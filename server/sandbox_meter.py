@@ -68,7 +68,7 @@ class SandboxMeter:
             principal=self._session.principal,
             session_id=self._session.id,
             root_id=self._session.root_id,
-            kind=self._services.provider.name,
+            kind=self._session.sandbox_kind,
             started_at=self._since_wall,
             ended_at=wall,
             milliseconds=milliseconds,

@@ -81,6 +81,7 @@ async def test_the_main_arguments_are_those_that_the_design_fixes(tools: dict[st
         "budget_usd",
         "budget_tokens",
         "workspace",
+        "sandbox",
         "output_schema",
         "labels",
     }
