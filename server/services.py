@@ -11,13 +11,14 @@ from server.checkpoints import Checkpoints
 from server.clock import Clock
 from server.egress import EgressProxy
 from server.errors import ErrorCode, RookeryError
-from server.files import HostFiles, WorkspaceFiles
+from server.files import HostFiles, RemoteEngines, RemoteFiles, WorkspaceFiles
 from server.gateway import Gateway
 from server.hooks import PreToolUse, UserHooks, load_hooks
 from server.models import SessionRecord
 from server.policy_book import PolicyBook
 from server.sandboxes.base import Limits, Sandbox, SandboxProvider, SandboxSpec
 from server.sandboxes.providers import Providers
+from server.sandboxes.shipping import RootSandbox
 from server.settings import Settings
 from server.store import Store
 from server.telemetry.metrics import NO_METRICS, Metrics
@@ -49,6 +50,11 @@ class Services:
     def audit(self) -> AuditTrail:
         """Where decisions are written down."""
         return AuditTrail(self.store)
+
+    @cached_property
+    def engines(self) -> RemoteEngines:
+        """What looks after files in sandboxes that are elsewhere."""
+        return RemoteEngines()
 
     @cached_property
     def hooks(self) -> UserHooks:
@@ -115,10 +121,13 @@ class Services:
         Raises:
             RookeryError: ``sandbox_lost``: they are out of this server's reach.
         """
-        if sandbox.workspace is None:
-            raise RookeryError(ErrorCode.SANDBOX_LOST, "The session's files are not within reach of this server.")
         uid = sandbox.reference.get("uid")
-        return HostFiles(self.checkpoints, session_id, sandbox.workspace, uid if isinstance(uid, int) else None)
+        owner = uid if isinstance(uid, int) else None
+        if sandbox.workspace is not None:
+            return HostFiles(self.checkpoints, session_id, sandbox.workspace, owner)
+        if isinstance(sandbox, RootSandbox):
+            return RemoteFiles(self.checkpoints, session_id, sandbox, self.engines.of(sandbox), owner)
+        raise RookeryError(ErrorCode.SANDBOX_LOST, "The session's files are not within reach of this server.")
 
     @property
     def limits(self) -> Limits:

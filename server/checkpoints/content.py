@@ -172,7 +172,7 @@ def write_content(objects: ObjectStore, copier: Copier, entry: Entry, target: in
         if entry.size:
             copier.copy(entry.payload, entry.size, target)
         return
-    size, chunks = _chunks(objects, entry.payload)
+    size, chunks = chunk_list(objects, entry.payload)
     os.ftruncate(target, size)
     for number, digest in chunks:
         stop.check()
@@ -190,7 +190,7 @@ def read_content(objects: ObjectStore, entry: Entry, offset: int, limit: int) ->
         return b""
     if entry.kind == FILE:
         return _read_object(objects, entry.payload, offset, end - offset)
-    size, chunks = _chunks(objects, entry.payload)
+    size, chunks = chunk_list(objects, entry.payload)
     end = min(end, size)
     by_number = dict(chunks)
     parts: list[bytes] = []
@@ -203,7 +203,12 @@ def read_content(objects: ObjectStore, entry: Entry, offset: int, limit: int) ->
     return b"".join(parts)
 
 
-def _chunks(objects: ObjectStore, digest: bytes) -> tuple[int, list[tuple[int, bytes]]]:
+def chunk_list(objects: ObjectStore, digest: bytes) -> tuple[int, list[tuple[int, bytes]]]:
+    """Size of a large file, and number and hash of each of its chunks that is not all zeros.
+
+    Raises:
+        RookeryError: ``storage_unavailable``: its list is missing or damaged.
+    """
     try:
         return decode_chunks(objects.read(digest))
     except DamagedError as error:
@@ -216,7 +221,7 @@ def chunks_of(objects: ObjectStore, entry: Entry) -> list[bytes]:
     Raises:
         RookeryError: ``storage_unavailable``: its list is missing or damaged.
     """
-    return [digest for _, digest in _chunks(objects, entry.payload)[1]] if entry.kind == LARGE_FILE else []
+    return [digest for _, digest in chunk_list(objects, entry.payload)[1]] if entry.kind == LARGE_FILE else []
 
 
 def _read_object(objects: ObjectStore, digest: bytes, offset: int, count: int) -> bytes:

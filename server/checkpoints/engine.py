@@ -16,12 +16,15 @@ from typing import Final, TypeVar
 import anyio
 
 from server.checkpoints import rewind
+from server.checkpoints.blocking import run_blocking
 from server.checkpoints.compare import compare as compare_trees
 from server.checkpoints.content import read_content
 from server.checkpoints.garbage import collect
 from server.checkpoints.gitpatch import export_patch
+from server.checkpoints.index import Index
 from server.checkpoints.keyed import KeyedTrees
 from server.checkpoints.manifest import DIRECTORY, FILE, LARGE_FILE
+from server.checkpoints.mirror import Mirror
 from server.checkpoints.objects import GRACE_S, ObjectStore
 from server.checkpoints.records import (
     Changes,
@@ -36,7 +39,7 @@ from server.checkpoints.records import (
 )
 from server.checkpoints.trees import Trees, text_of
 from server.checkpoints.unified import PathFilter, text_diff
-from server.checkpoints.work import Stop, run_blocking
+from server.checkpoints.work import Stop
 from server.errors import ErrorCode, RookeryError
 
 T = TypeVar("T")
@@ -74,8 +77,11 @@ class Checkpoints:
         self._objects = objects
         self._index_dir = index_dir
         self._trees = Trees(objects)
-        self._keyed = KeyedTrees(self._trees, index_dir, limits or Limits())
+        bounds = limits or Limits()
+        self._keyed = KeyedTrees(self._trees, index_dir, bounds)
         self._limiter = anyio.CapacityLimiter(THREADS)
+        self.mirror = Mirror(self._keyed, bounds, self._run)
+        """For trees that are taken in a sandbox that has its own engine."""
 
     async def _run(self, function: Callable[[Stop], T]) -> T:
         return await run_blocking(function, self._limiter)
@@ -122,10 +128,13 @@ class Checkpoints:
         Raises:
             RookeryError: as :meth:`take`.
         """
+
+        def prepare(stop: Stop) -> tuple[Snapshot, Index]:
+            self._trees.root(tree_hash)
+            return rewind.prepare(self._keyed, key, tree, known_as, stop)
+
         with self._keyed.locked(key):
-            before, index = await self._run(
-                functools.partial(rewind.prepare, self._keyed, key, tree, tree_hash, known_as)
-            )
+            before, index = await self._run(prepare)
             if on_present is not None:
                 await on_present(before)
             return await self._run(

@@ -8,13 +8,12 @@ lock; the sweep looks at an object's age and removes it under the exclusive lock
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
-
-import structlog
 
 from server.checkpoints.content import chunks_of
 from server.checkpoints.index import recent_trees
@@ -27,7 +26,7 @@ from server.errors import RookeryError
 _LOCK_TRIES: Final = 200
 _LOCK_PAUSE_S: Final = 0.01
 
-_log = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def collect(objects: ObjectStore, index_dir: Path, live: Iterable[str], grace_s: float, stop: Stop) -> int:
@@ -95,7 +94,7 @@ def _damage_logged() -> Iterator[None]:
     try:
         yield
     except RookeryError as error:
-        _log.warning("checkpoint_tree_damaged", detail=error.detail)
+        _log.warning("checkpoint_tree_damaged", extra={"detail": error.detail})
 
 
 def _remove_old(root: int, path: str, cutoff: float) -> int:

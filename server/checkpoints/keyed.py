@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
-
-import structlog
 
 from server.checkpoints import index as tree_index
 from server.checkpoints.compare import differences
@@ -33,7 +32,7 @@ ATTEMPTS: Final = 3
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _STAGING: Final = re.compile(r"\.rookery-restore-[A-Za-z0-9_-]{1,128}")
 
-_log = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class KeyedTrees:
@@ -79,19 +78,22 @@ class KeyedTrees:
         known: Index | None = None,
         touched: Touched | None = None,
         save: bool = True,
+        fresh: bool = False,
     ) -> tuple[Snapshot, Index]:
         """Snapshot a tree; its key is held by the caller.
 
         Args:
             known: what to build on, if not the index as it was saved.
             touched: the only directories that can differ from what is known; None: any.
+            fresh: read every file anew, whatever the index says.
             save: whether to keep the new index. An old one stays right, it only makes the next snapshot dearer.
         """
         batch = self.objects.batch()
         with self.objects.shared(stop):
-            previous = self._previous(key)
+            previous = self.latest(key)
             for attempt in range(ATTEMPTS):
-                old = known if known is not None else self.index(key) if attempt < ATTEMPTS - 1 else None
+                afresh = fresh or attempt == ATTEMPTS - 1
+                old = known if known is not None else None if afresh else self.index(key)
                 try:
                     scan = Scan(self.trees, batch, self._limits, old, stop, touched=touched)
                     index = scan.read(open_tree(tree))
@@ -122,7 +124,8 @@ class KeyedTrees:
     def save_index(self, key: str, index: Index) -> None:
         tree_index.save(self._file(key, "index"), index)
 
-    def _previous(self, key: str) -> bytes | None:
+    def latest(self, key: str) -> bytes | None:
+        """The tree last seen under a key, if it is still there."""
         recent = tree_index.recent_trees(self._file(key, "trees"))
         return recent[0] if recent and self.objects.exists(recent[0]) else None
 
@@ -151,7 +154,7 @@ class KeyedTrees:
             return None
         except (ValueError, KeyError, TypeError) as error:
             # It is written at once or not at all: a damaged one names no restore that could have begun.
-            _log.warning("restore_journal_damaged", detail=repr(error))
+            _log.warning("restore_journal_damaged", extra={"detail": repr(error)})
             return None
         return fields if _STAGING.fullmatch(fields["staging"]) else None
 

@@ -150,6 +150,18 @@ class ObjectStore:
             return False
         return True
 
+    def size(self, digest: bytes) -> int:
+        """How many bytes an object holds.
+
+        Raises:
+            RookeryError: ``storage_unavailable``: it is missing.
+        """
+        name = digest.hex()
+        try:
+            return os.stat(f"{name[:2]}/{name[2:]}", dir_fd=self._fd).st_size
+        except FileNotFoundError as error:
+            raise DamagedStoreError(f"object {name} is missing") from error
+
     def read(self, digest: bytes) -> bytes:
         """A whole object, checked against its hash. For directories, lists of chunks and single chunks only.
 
@@ -230,16 +242,8 @@ class Batch:
         root = self._store.fd
         name = digest.hex()
         path = f"{name[:2]}/{name[2:]}"
-        try:
-            present = os.stat(path, dir_fd=root)
-        except FileNotFoundError:
-            pass
-        else:
-            # A power cut can leave an object shorter than it was; such a one is written again.
-            if present.st_size == len(data):
-                if present.st_mtime < self._fresh_after:
-                    os.utime(path, dir_fd=root)
-                return digest
+        if self._reused(path, len(data)):
+            return digest
         temporary = self._store.temporary()
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400, dir_fd=root)
         try:
@@ -258,6 +262,24 @@ class Batch:
             os.close(fd)
         self.written += 1
         return digest
+
+    def has(self, digest: bytes, size: int) -> bool:
+        """Whether a content of that size is there already; it is then as young as one that was just written."""
+        name = digest.hex()
+        return self._reused(f"{name[:2]}/{name[2:]}", size)
+
+    def _reused(self, path: str, size: int) -> bool:
+        root = self._store.fd
+        try:
+            present = os.stat(path, dir_fd=root)
+        except FileNotFoundError:
+            return False
+        # A power cut can leave an object shorter than it was; such a one is written again.
+        if present.st_size != size:
+            return False
+        if present.st_mtime < self._fresh_after:
+            os.utime(path, dir_fd=root)
+        return True
 
 
 def _read_all(fd: int) -> bytes:

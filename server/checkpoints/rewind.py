@@ -8,11 +8,10 @@ after the journal leaves it in place, and the same restore can be run again.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 from pathlib import Path
-
-import structlog
 
 from server.checkpoints.descent import OPEN_DIRECTORY, Descent
 from server.checkpoints.index import Index, Node
@@ -24,18 +23,15 @@ from server.checkpoints.work import Stop, TreeMovedError
 from server.checkpoints.writer import Writer
 from server.errors import ErrorCode, RookeryError
 
-_log = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
-def prepare(
-    keyed: KeyedTrees, key: str, tree: Path, tree_hash: str, known_as: str | None, stop: Stop
-) -> tuple[Snapshot, Index]:
+def prepare(keyed: KeyedTrees, key: str, tree: Path, known_as: str | None, stop: Stop) -> tuple[Snapshot, Index]:
     """Snapshot the present before a restore, once what a crashed one left behind is gone. The key is held.
 
     Args:
         known_as: the tree hash of the present state, where the caller vouches for it.
     """
-    keyed.trees.root(tree_hash)
     journal = keyed.journal(key)
     beside = _staging(tree.parent, key)
     remove_directory(beside)
@@ -144,7 +140,7 @@ class Rewind:
             remove_directory(staging)
         except (OSError, TreeMovedError) as error:
             # The next restore under this key tries again.
-            _log.warning("restore_staging_left", detail=repr(error))
+            _log.warning("restore_staging_left", extra={"detail": repr(error)})
 
 
 def _path(skipped: Skipped) -> str:

@@ -1,18 +1,11 @@
-"""Blocking work in a worker thread that can be called off, and what its failures mean to a caller."""
+"""Blocking work that can be called off, and what its failures mean to a caller. The standard library only."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from typing import Final, TypeVar
-
-import anyio
-import anyio.lowlevel
-import anyio.to_thread
+from typing import Final
 
 from server.errors import ErrorCode, RookeryError
-
-T = TypeVar("T")
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the system says when there is no room: disk, quota, file size."""
@@ -41,13 +34,21 @@ class Stop:
             raise StoppedError
 
 
-def storage_error(error: OSError) -> RookeryError:
-    """What an unexpected failure of the file system means to the caller."""
-    if error.errno in FULL:
-        message = "The disk or its quota is full: free some space, then try again. The files are as they were."
+def explained(failure: Exception) -> Exception:
+    """What a failure of the work means to its caller: of the file system, or of a tree that does not come to rest."""
+    if isinstance(failure, OSError):
+        if failure.errno in FULL:
+            message = "The disk or its quota is full: free some space, then try again. The files are as they were."
+        else:
+            message = "The files could not be read or written: see the server's log, then try again."
+        told = RookeryError(ErrorCode.STORAGE_UNAVAILABLE, message, detail=repr(failure))
+    elif isinstance(failure, TreeMovedError):
+        message = "The files changed under the work: let the agent come to rest, then try again."
+        told = RookeryError(ErrorCode.SESSION_BUSY, message)
     else:
-        message = "The files could not be read or written: see the server's log, then try again."
-    return RookeryError(ErrorCode.STORAGE_UNAVAILABLE, message, detail=repr(error))
+        return failure
+    told.__cause__ = failure
+    return told
 
 
 class DamagedStoreError(RookeryError):
@@ -60,43 +61,3 @@ class DamagedStoreError(RookeryError):
             detail=detail,
             retryable=False,
         )
-
-
-async def run_blocking(function: Callable[[Stop], T], limiter: anyio.CapacityLimiter) -> T:
-    """Run ``function`` in a worker thread; on cancellation tell it to stop, and wait until it has.
-
-    The thread never outlives this call, so nothing is written to a tree behind the caller's back.
-
-    Raises:
-        RookeryError: raised by the function, or ``storage_unavailable`` for an ``OSError``.
-    """
-    stop = Stop()
-    result: list[T] = []
-    failure: BaseException | None = None
-
-    async def watch() -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            stop.set()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(watch)
-        with anyio.CancelScope(shield=True):
-            try:
-                result.append(await anyio.to_thread.run_sync(function, stop, limiter=limiter))
-            except Exception as error:
-                # Kept aside: an exception that left the task group would come out wrapped in a group.
-                failure = error
-        group.cancel_scope.cancel()
-    if isinstance(failure, StoppedError):
-        await anyio.lowlevel.checkpoint_if_cancelled()
-    if isinstance(failure, OSError):
-        raise storage_error(failure) from failure
-    if isinstance(failure, TreeMovedError):
-        raise RookeryError(
-            ErrorCode.SESSION_BUSY, "The files changed under the work: let the agent come to rest, then try again."
-        ) from failure
-    if failure is not None:
-        raise failure
-    return result[0]

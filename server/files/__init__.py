@@ -2,7 +2,19 @@
 
 from server.files.answers import list_files, read_file, write_file
 from server.files.base import WorkspaceFiles
+from server.files.engines import RemoteEngines
 from server.files.host import HostFiles
 from server.files.paths import components, shown
+from server.files.remote import RemoteFiles
 
-__all__ = ["HostFiles", "WorkspaceFiles", "components", "list_files", "read_file", "shown", "write_file"]
+__all__ = [
+    "HostFiles",
+    "RemoteEngines",
+    "RemoteFiles",
+    "WorkspaceFiles",
+    "components",
+    "list_files",
+    "read_file",
+    "shown",
+    "write_file",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -10,7 +11,7 @@ import anyio.to_thread
 
 from policies.types import LinkLookup
 from server.checkpoints import Checkpoints, PendingRestore, Restored, Snapshot
-from server.files.looking import Listing, Part, list_directory, read_part, workspace_links
+from server.files.looking import Listing, Part, list_directory, read_link, read_part
 from server.files.writing import write_whole
 
 T = TypeVar("T")
@@ -31,7 +32,6 @@ class HostFiles:
         self._key = key
         self._root = root
         self._owner = owner
-        self._links = workspace_links(root)
 
     async def take(self) -> Snapshot:
         return await self._checkpoints.take(self._key, self._root)
@@ -63,4 +63,4 @@ class HostFiles:
         return await anyio.to_thread.run_sync(write_whole, self._root, parts, data, self._owner)
 
     async def judged(self, judge: Callable[[LinkLookup], T]) -> T:
-        return judge(self._links)
+        return judge(functools.partial(read_link, self._root))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,25 +77,21 @@ def opened_directory(root: Path, parts: tuple[bytes, ...]) -> Iterator[int]:
         os.close(descriptor)
 
 
-def workspace_links(root: Path) -> Callable[[str], str | None]:
-    """Look up symbolic links of the workspace as the sandbox sees them: absolute path → the link's text, or None.
+def read_link(root: Path, path: str) -> str | None:
+    """The text of the symbolic link of a workspace at an absolute path, as the sandbox sees it, or None.
 
     Only paths below ``/workspace`` can be looked at from outside; every other path reads as no link.
     """
-
-    def look(path: str) -> str | None:
-        if not path.startswith(f"{WORKSPACE}/"):
-            return None
-        parts = [os.fsencode(part) for part in path[len(WORKSPACE) + 1 :].split("/") if part not in ("", ".")]
-        if not parts or b".." in parts:
-            return None
-        try:
-            with opened_directory(root, tuple(parts[:-1])) as parent:
-                return os.fsdecode(os.readlink(parts[-1], dir_fd=parent))
-        except (OSError, ValueError):
-            return None
-
-    return look
+    if not path.startswith(f"{WORKSPACE}/"):
+        return None
+    parts = [os.fsencode(part) for part in path[len(WORKSPACE) + 1 :].split("/") if part not in ("", ".")]
+    if not parts or b".." in parts:
+        return None
+    try:
+        with opened_directory(root, tuple(parts[:-1])) as parent:
+            return os.fsdecode(os.readlink(parts[-1], dir_fd=parent))
+    except (OSError, ValueError):
+        return None
 
 
 def list_directory(root: Path, parts: tuple[bytes, ...], depth: int, limit: int) -> Listing:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from server.sandboxes.bubblewrap.tree import OPEN_DIRECTORY, remove_tree, write_files
+from server.sandboxes.tree import OPEN_DIRECTORY, remove_tree, write_files
 
 WORKSPACE: Final = "workspace"
 CONFIG: Final = "config"

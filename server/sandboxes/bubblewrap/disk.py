@@ -16,7 +16,7 @@ from typing import Final
 
 import anyio.to_thread
 
-from server.sandboxes.bubblewrap.tree import OPEN_DIRECTORY, TreeChangedError, measure
+from server.sandboxes.tree import OPEN_DIRECTORY, TreeChangedError, measure
 
 CHECK_INTERVAL_S: Final = 1.0
 _FULL_INTERVAL_S: Final = 15.0

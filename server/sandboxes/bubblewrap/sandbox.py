@@ -14,16 +14,17 @@ import anyio.to_thread
 import structlog
 
 from server.errors import ErrorCode, RookeryError
+from server.sandboxes import archive
 from server.sandboxes.base import CommandResult, Outlet, SandboxSpec
-from server.sandboxes.bubblewrap import archive, directories
+from server.sandboxes.bubblewrap import directories
 from server.sandboxes.bubblewrap.cgroups import ControlGroup
 from server.sandboxes.bubblewrap.disk import DiskWatch, measure_all
-from server.sandboxes.bubblewrap.feed import Feed
 from server.sandboxes.bubblewrap.machine import Machine, Shown, lost, refused, storage, unavailable
 from server.sandboxes.bubblewrap.process import STDERR_KEPT, SandboxProcess
 from server.sandboxes.bubblewrap.spawn import Launch, LaunchError, start
 from server.sandboxes.bubblewrap.survivors import end_survivors
-from server.sandboxes.bubblewrap.tree import OPEN_DIRECTORY
+from server.sandboxes.feed import Feed
+from server.sandboxes.tree import OPEN_DIRECTORY
 
 _log = structlog.get_logger(__name__)
 

@@ -23,6 +23,7 @@ from server.sandboxes.e2b.layout import AGENT_ENVIRONMENT, AGENT_UID, ROOT_ENVIR
 from server.sandboxes.e2b.options import E2BOptions
 from server.sandboxes.e2b.plan import Plan
 from server.sandboxes.e2b.processes import RemoteAgent, RemoteProcess
+from server.sandboxes.remote_tar import pack_remote, unpack_remote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -273,11 +274,15 @@ class E2BSandbox:
 
     async def pack(self, path: str = ".") -> AsyncIterator[bytes]:
         """The workspace below ``path`` as a tar stream; see :meth:`server.sandboxes.base.Sandbox.pack`."""
-        raise NotImplementedError
+        return pack_remote(self, path, self._disk_bytes)
 
     async def unpack(self, stream: AsyncIterator[bytes]) -> None:
         """Write a tar stream into the workspace; see :meth:`server.sandboxes.base.Sandbox.unpack`."""
-        raise NotImplementedError
+        await unpack_remote(self, stream, owner=AGENT_UID, limit=self._disk_bytes)
+
+    @property
+    def _disk_bytes(self) -> int:
+        return self._spec.limits.disk_mb << 20
 
     # --- the network ------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ def take(desk: Desk) -> str:
 def restore(desk: Desk, tree_hash: str) -> None:
     trees, stop = keyed(desk), Stop()
     with trees.locked("s"):
-        before, index = prepare(trees, "s", desk.tree, tree_hash, None, stop)
+        before, index = prepare(trees, "s", desk.tree, None, stop)
         Rewind(trees, "s", desk.tree, None, before, index, stop).run(tree_hash)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from server.sandboxes.bubblewrap import directories
 from server.sandboxes.bubblewrap.disk import DiskWatch, measure_all
-from server.sandboxes.bubblewrap.tree import OPEN_DIRECTORY, TreeChangedError, measure, remove_tree, walk, write_files
+from server.sandboxes.tree import OPEN_DIRECTORY, TreeChangedError, measure, remove_tree, walk, write_files
 
 DEEP = 10_000
 

@@ -16,10 +16,9 @@ import stat
 import tarfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, Final, Self, cast
 
-from server.sandboxes.bubblewrap.etc import UID, USER
-from server.sandboxes.bubblewrap.tree import OPEN_DIRECTORY, Entry, open_beneath, split_path, walk
+from server.sandboxes.tree import OPEN_DIRECTORY, Entry, open_beneath, split_path, walk
 
 CHUNK: Final = 256 * 1024
 """Size of the chunks of a stream, in bytes."""
@@ -87,11 +86,10 @@ def _pieces(start: int, parts: list[str]) -> Iterator[bytes]:
 
 
 def _header(entry: Entry, prefix: str) -> tarfile.TarInfo:
+    # Whose it is stays out of it: whoever unpacks decides.
     header = tarfile.TarInfo(prefix + entry.path)
     header.mode = stat.S_IMODE(entry.status.st_mode) & 0o777
     header.mtime = int(entry.status.st_mtime)
-    header.uid = header.gid = UID
-    header.uname = header.gname = USER
     return header
 
 
@@ -149,7 +147,7 @@ class _BoundedTar(tarfile.TarFile):
     tarinfo = _BoundedHeader
 
 
-def unpack(root: int, stream: io.RawIOBase, *, owner: int | None, limit: int) -> None:
+def unpack(root: int, stream: io.RawIOBase | io.BufferedIOBase, *, owner: int | None, limit: int) -> None:
     """Write a tar stream below the open directory ``root``. Existing files are replaced, existing directories kept.
 
     Args:
@@ -162,7 +160,9 @@ def unpack(root: int, stream: io.RawIOBase, *, owner: int | None, limit: int) ->
     """
     total = 0
     try:
-        with _BoundedTar.open(fileobj=io.BufferedReader(stream, CHUNK), mode="r|", bufsize=CHUNK) as archive:
+        with _BoundedTar.open(
+            fileobj=io.BufferedReader(cast(io.RawIOBase, stream), CHUNK), mode="r|", bufsize=CHUNK
+        ) as archive:
             while (member := archive.next()) is not None:
                 # tarfile keeps every header it met; a stream is never asked for an earlier one.
                 archive.members.clear()  # type: ignore[attr-defined] # typeshed leaves the attribute out

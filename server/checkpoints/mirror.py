@@ -1,0 +1,118 @@
+"""The server's copies of trees that are taken in a sandbox: nothing is lost when the sandbox loses its disk."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from server.checkpoints.exchange import (
+    Piece,
+    Unpacking,
+    check,
+    decode_pieces,
+    encode_pieces,
+    lacking,
+    novelties,
+    packed,
+    sums,
+)
+from server.checkpoints.keyed import KeyedTrees
+from server.checkpoints.records import Limits, Snapshot
+from server.checkpoints.work import Stop
+
+T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """Runs blocking work, as :func:`server.checkpoints.blocking.run_blocking` does."""
+
+    async def __call__(self, function: Callable[[Stop], T], /) -> T: ...
+
+
+class Mirror:
+    """Sends and receives trees. What is received counts as there only after :meth:`accept`.
+
+    All methods may raise ``storage_unavailable``.
+    """
+
+    def __init__(self, keyed: KeyedTrees, limits: Limits, run: Runner) -> None:
+        self._keyed = keyed
+        self._trees = keyed.trees
+        self._run = run
+        self.limits = limits
+        """Bounds of one tree, wherever it is taken."""
+
+    async def latest(self, key: str) -> str | None:
+        """The tree last accepted under a key: the base of the next exchange."""
+        found = await self._run(lambda _stop: self._keyed.latest(key))
+        return None if found is None else found.hex()
+
+    async def known(self, tree: str) -> None:
+        """See that a tree is here.
+
+        Raises:
+            RookeryError: ``checkpoint_not_found``.
+        """
+        await self._run(lambda _stop: self._trees.root(tree))
+
+    async def answer(self, offered: bytes) -> tuple[Receiving, bytes]:
+        """Take an offer: what will receive the contents, and the answer that asks for them."""
+
+        def work(stop: Stop) -> tuple[list[Piece], bytes]:
+            pieces = decode_pieces(offered)
+            lacks = lacking(self._trees.objects, pieces, stop)
+            return [piece for piece, lack in zip(pieces, lacks, strict=True) if lack], bytes(lacks)
+
+        wanted, answer = await self._run(work)
+        return Receiving(Unpacking(self._trees.objects, wanted), self._run), answer
+
+    async def accept(self, key: str, base: str | None, tree: str, changed: int) -> Snapshot:
+        """Count a received tree as there, and keep it from being collected until its checkpoint is recorded.
+
+        Raises:
+            RookeryError: ``storage_unavailable``: it is not whole, or its directories say untrue things.
+        """
+        root, known = bytes.fromhex(tree), None if base is None else bytes.fromhex(base)
+
+        def work(stop: Stop) -> Snapshot:
+            with self._trees.objects.shared(stop):
+                check(self._trees, known, root, self.limits.max_entries, stop)
+                self._keyed.saw(key, root)
+            files, size, skipped = sums(self._trees.read(root))
+            return Snapshot(tree, files, size, self._trees.skipped(root, stop) if skipped else (), changed)
+
+        return await self._run(work)
+
+    async def remember(self, key: str, tree: str) -> None:
+        """The workspace of a key is a tree now that is here already."""
+        await self._run(lambda _stop: self._keyed.saw(key, self._trees.root(tree)))
+
+    async def offer(self, base: str | None, tree: str) -> tuple[list[Piece], bytes]:
+        """What a tree has beyond a base, and the same as an offer."""
+
+        def work(stop: Stop) -> list[Piece]:
+            known = None if base is None else bytes.fromhex(base)
+            return novelties(self._trees, known, self._trees.root(tree), stop)
+
+        pieces = await self._run(work)
+        return pieces, encode_pieces(pieces)
+
+    async def contents(self, pieces: Sequence[Piece]) -> AsyncIterator[bytes]:
+        """The contents of objects as one compressed stream."""
+        stream = packed(self._trees.objects, pieces, Stop())
+        while (part := await self._run(lambda _stop: next(stream, None))) is not None:
+            yield part
+
+
+class Receiving:
+    """Takes the contents that were asked for."""
+
+    def __init__(self, unpacking: Unpacking, run: Runner) -> None:
+        self._unpacking = unpacking
+        self._run = run
+
+    async def feed(self, data: bytes) -> None:
+        await self._run(lambda stop: self._unpacking.feed(data, stop))
+
+    async def finish(self) -> None:
+        await self._run(lambda _stop: self._unpacking.finish())
