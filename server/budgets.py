@@ -37,6 +37,8 @@ class Scope(StrEnum):
     TREE = "tree"
     PRINCIPAL = "principal"
     DAY = "day"
+    TOKEN = "token"  # noqa: S105 - the name of a scope
+    """All sessions that were spawned with one API token."""
 
 
 class Cap(Record):
@@ -130,6 +132,8 @@ class Shortage(Record):
             remedy = f"raise ROOKERY_{variable}_USD to go on"
             if self.scope is Scope.SESSION:
                 remedy = "continue_session with a higher budget_usd (the new total) goes on"
+            elif self.scope is Scope.TOKEN:
+                remedy = "a fork or a new session by another token goes on"
         return f"The budget of the {name} does not cover the next model request ({left} of {cap} left): {remedy}."
 
 
@@ -138,6 +142,7 @@ _NAMES: Final = {
     Scope.TREE: ("whole tree of sessions", "TREE_BUDGET"),
     Scope.PRINCIPAL: ("account", "PRINCIPAL_BUDGET"),
     Scope.DAY: ("account's day (UTC)", "DAILY_BUDGET"),
+    Scope.TOKEN: ("API token that spawned the session", ""),
 }
 
 

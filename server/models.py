@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.callers import Scope
 from server.errors import ErrorCode, RookeryError
 
 NANO_USD: Final = 1_000_000_000
@@ -202,6 +203,22 @@ class SessionRecord(Record):
         default=None, description="policy and tools of each ancestor that spawned it, the first one first; None: a root"
     )
     budget_tokens: int | None = Field(default=None, description="total cap of the session in tokens of all kinds")
+    token_id: str | None = Field(default=None, description="API token that it was spawned with")
+
+
+class TokenRecord(Record):
+    """An API token as the store keeps it: without its secret."""
+
+    id: str
+    name: str = Field(description="what people call it")
+    principal: str = Field(description="whose sessions its holder sees")
+    digest: str = Field(description="SHA-256 of the secret")
+    scopes: tuple[Scope, ...]
+    budget_nano_usd: int | None = Field(default=None, description="cap of all sessions that were spawned with it")
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    used_at: datetime | None = Field(default=None, description="last use, to within a minute or so")
 
 
 class TurnOrigin(StrEnum):

@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 
 from server.agent.launch import LaunchOptions
 from server.answering import Answering
+from server.callers import Caller
 from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
 from server.files import write_file
@@ -37,6 +38,7 @@ from server.requests import PromptRequest, SpawnRequest
 from server.services import Services
 from server.snapshots import joined
 from server.spawning import Spawning
+from server.tokens import Tokens
 from server.views import Activity, Census, Deletion, RewindReport, WrittenFile
 
 log = structlog.get_logger(__name__)
@@ -56,6 +58,8 @@ class Registry(SessionReader):
 
     def __init__(self, services: Services, leases: Leases, tasks: TaskGroup) -> None:
         super().__init__(services)
+        self.tokens = Tokens(services.store, services.clock)
+        """The API tokens of the store."""
         self._fleet = Fleet(services, self._changes, tasks, self._wake_answered)
         self.janitor = Janitor(services, leases, self._fleet)
         self._forwarding = Forwarding(services, leases, self._serve_command)
@@ -67,7 +71,7 @@ class Registry(SessionReader):
 
     # --- starting ---------------------------------------------------------------------------------------------
 
-    async def spawn(self, principal: str, request: SpawnRequest) -> str:
+    async def spawn(self, principal: str, request: SpawnRequest, *, token_id: str | None = None) -> str:
         """Start a session; its id, once it is durable and its sandbox exists.
 
         The same ``request_id`` from the same principal gives the session that it gave first, also when two calls race.
@@ -76,7 +80,7 @@ class Registry(SessionReader):
             RookeryError: ``invalid_argument``, ``too_many_sessions``, ``model_auth_failed``, ``sandbox_unavailable``,
                 ``storage_unavailable``.
         """
-        return await self._spawning.spawn(principal, request)
+        return await self._spawning.spawn(principal, request, token_id)
 
     async def prompt(self, principal: str, session_id: str, request: PromptRequest) -> int:
         """Start the session's next turn; its number. An already seen ``request_id`` gives the turn that it gave first.
@@ -248,6 +252,14 @@ class Registry(SessionReader):
         """What there is of everybody, for the operator."""
         states, waiting = await self._services.store.census()
         return Census(states=states, approvals_waiting=waiting, agents=len(self._fleet.actors))
+
+    async def caller_of_token(self, secret: str) -> Caller | None:
+        """Who shows this API token; None when it is not good.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        return await self.tokens.caller(secret)
 
     async def prune(self) -> int:
         """Delete ended sessions whose retention is over; how many."""

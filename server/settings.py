@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -28,6 +28,10 @@ class UpstreamKind(StrEnum):
 
 DollarCap = Annotated[float | None, Field(gt=0, le=100_000)]
 TokenCap = Annotated[int | None, Field(gt=0, le=10**15)]
+
+
+TRUSTED_URL: Final = r"^(https://|http://(localhost|127\.0\.0\.1|\[::1\])[:/])"
+"""URLs whose answers can be believed: by TLS, or of this machine."""
 
 
 class Settings(BaseSettings):
@@ -87,6 +91,17 @@ class Settings(BaseSettings):
         default=(), description="Python functions (comma separated, Event=package.module:function) that may object"
     )
     hook_timeout_s: float = Field(default=5, gt=0, le=20, description="longest that one of these functions may take")
+    auth: bool = Field(default=False, description="whether HTTP asks every client for a bearer token")
+    oauth_issuer: str | None = Field(
+        default=None, pattern=TRUSTED_URL, description="URL of the OAuth issuer whose tokens are good too"
+    )
+    oauth_audience: str | None = Field(default=None, description="what they call this server; default: its public URL")
+    oauth_jwks_url: str | None = Field(
+        default=None, pattern=TRUSTED_URL, description="where its keys are; default: what its metadata says"
+    )
+    requests_per_minute: int | None = Field(
+        default=1200, ge=1, le=10_000_000, description="HTTP requests that each principal may make in a minute"
+    )
     public_url: str | None = Field(
         default=None, pattern=r"^https?://[^/\s?#@]+/?$", description="URL by which clients reach the HTTP server"
     )

@@ -28,7 +28,7 @@ class Spawning:
         self._services = services
         self._fleet = fleet
 
-    async def spawn(self, principal: str, request: SpawnRequest) -> str:
+    async def spawn(self, principal: str, request: SpawnRequest, token_id: str | None = None) -> str:
         """Start a session; its id, once it is durable and its sandbox exists.
 
         The same ``request_id`` from the same principal gives the session that it gave first, also when two calls race.
@@ -42,7 +42,7 @@ class Spawning:
             known = await store.session_by_request(principal, request.request_id)
             if known is not None:
                 return known.id
-        session, turn, policy = self._new_session(principal, request)
+        session, turn, policy = self._new_session(principal, request, token_id)
         self._services.gateway.require_credential()
         await screen(self._services, session, 1, request.prompt)
         await self._fleet.make_room()
@@ -93,7 +93,9 @@ class Spawning:
         except RookeryError as error:
             raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"sandbox: {error.message}") from error
 
-    def _new_session(self, principal: str, request: SpawnRequest) -> tuple[SessionRecord, TurnRecord, Policy]:
+    def _new_session(
+        self, principal: str, request: SpawnRequest, token_id: str | None
+    ) -> tuple[SessionRecord, TurnRecord, Policy]:
         settings, clock = self._services.settings, self._services.clock
         session_id, now = clock.session_id(), clock.now()
         source = None if request.workspace is None else request.workspace.model_dump(exclude_none=True)
@@ -119,6 +121,7 @@ class Spawning:
             sandbox_kind=self._sandbox_kind(request),
             owner=self._services.server_id,
             request_id=request.request_id,
+            token_id=token_id,
             workspace=source,
             created_at=now,
             updated_at=now,

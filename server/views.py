@@ -153,7 +153,7 @@ class CostGroup(Record):
 class BudgetView(Record):
     """How one cap stands. Null: there is no cap of this kind."""
 
-    scope: Literal["session", "tree", "principal", "day"]
+    scope: Literal["session", "tree", "principal", "day", "token"]
     budget_usd: float | None = None
     spent_usd: float = 0.0
     reserved_usd: float = Field(default=0.0, description="held by model requests under way: mostly more than they cost")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from server.callers import Caller
 from server.errors import ErrorCode
 from server.models import ApprovalRecord, CheckpointRecord, Outcome
 from server.requests import CostRequest, ListRequest, PromptRequest, SpawnRequest
@@ -36,7 +37,7 @@ from server.views import (
 class Registry(Protocol):
     """All that a caller may ask of the fleet. Every method raises :class:`~server.errors.RookeryError` only."""
 
-    async def spawn(self, principal: str, request: SpawnRequest) -> str:
+    async def spawn(self, principal: str, request: SpawnRequest, *, token_id: str | None = None) -> str:
         """Start a session; its id, once it is durable. An already seen ``request_id`` gives the first session."""
         ...
 
@@ -140,6 +141,10 @@ class Registry(Protocol):
     async def explain_policy(
         self, principal: str, *, session_id: str | None, policy: str | None, tool: str, tool_input: Mapping[str, Any]
     ) -> PolicyExplanation: ...
+
+    async def caller_of_token(self, secret: str) -> Caller | None:
+        """Who shows this API token; None when it is not good."""
+        ...
 
     @property
     def activity(self) -> Activity:

@@ -52,6 +52,15 @@ def costs_text(report: CostReport) -> str:
     return "\n".join(lines)
 
 
+_BUDGETS: Final = {
+    "session": "session",
+    "tree": "tree",
+    "principal": "account",
+    "day": "day (UTC)",
+    "token": "API token",
+}
+
+
 def budget_text(budget: BudgetView) -> str:
     """One cap in a line."""
     parts = []
@@ -65,7 +74,7 @@ def budget_text(budget: BudgetView) -> str:
         parts.append(
             f"{budget.budget_tokens:,} tokens: {budget.spent_tokens:,} used{held}, {budget.remaining_tokens:,} left"
         )
-    name = {"session": "session", "tree": "tree", "principal": "account", "day": "day (UTC)"}[budget.scope]
+    name = _BUDGETS[budget.scope]
     return f"Budget of the {name}: {' · '.join(parts) or 'none'}"
 
 

@@ -83,7 +83,7 @@ async def spawn_agent(call: Call, arguments: SpawnArguments) -> Outcome:
     outcome with `error`.
     """
     request = SpawnRequest.model_validate(arguments.model_dump(exclude={"wait_s"}))
-    turns = call.attached or {await call.registry.spawn(call.principal, request): 1}
+    turns = call.attached or {await call.registry.spawn(call.principal, request, token_id=call.caller.token_id): 1}
     return await _outcome_after(call, turns, wait_s=arguments.wait_s)
 
 

@@ -56,7 +56,7 @@ async def run_agent(call: Call, arguments: RunArguments) -> Outcome:
     the answer has state "running": call reply with its session_id, again and again, to wait on.
     """
     request = SpawnRequest(prompt=arguments.prompt, workspace=arguments.workspace, request_id=arguments.request_id)
-    turns = call.attached or {await call.registry.spawn(call.principal, request): 1}
+    turns = call.attached or {await call.registry.spawn(call.principal, request, token_id=call.caller.token_id): 1}
     return await _outcome(call, turns, arguments.wait_s)
 
 

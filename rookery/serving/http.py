@@ -37,10 +37,10 @@ def run_http(settings: Settings, address: Address, *, announce: Callable[[str], 
 
 def objection(settings: Settings, address: Address) -> str | None:
     """Why an address must not be served with these settings; None when it may be (row P09)."""
-    if not address.is_private:
+    if not address.is_private and not settings.auth:
         return (
-            f"{address.host} can be reached by others, and nothing asks them who they are: serve the loopback "
-            "(127.0.0.1, ::1, localhost) or a Unix socket."
+            f"{address.host} can be reached by others, and nothing asks them who they are: set ROOKERY_AUTH=true "
+            "(`rookery tokens create` makes a token), or serve the loopback (127.0.0.1, ::1) or a Unix socket."
         )
     if address.is_wildcard and settings.public_url is None:
         return (
@@ -78,9 +78,12 @@ async def serve_http(settings: Settings, address: Address, *, announce: Callable
         async with background(settings, on_signal=leave, metrics=metrics) as (backend, _):
             health = Health(backend)
             scrape = Scrape(backend, metrics)
-            server = server_for(settings, backend, caller=LOCAL, on_failure=backend.failed)
+            # With authentication each request brings its caller, and one that does not is served nothing.
+            caller = None if settings.auth else LOCAL
+            server = server_for(settings, backend, caller=caller, on_failure=backend.failed)
             names = Names.of(address, settings.public_url, settings.allowed_origins)
-            http = _Server(build_app(server, settings, names, [*health.routes(), *scrape.routes()]), settings, health)
+            beside = [*health.routes(), *scrape.routes()]
+            http = _Server(build_app(server, settings, names, beside, address.url(listener)), settings, health)
             backend.start()
             announce(address.url(listener))
             await http.serve(sockets=[listener])

@@ -13,7 +13,11 @@ from starlette.routing import BaseRoute
 
 from rookery.serving.wire import MAX_MESSAGE_BYTES
 from rookery.web.addresses import LOOPBACK_NAMES, Names
+from rookery.web.authentication import METADATA_PATH, Authentication, Credentials
 from rookery.web.guard import Guard
+from rookery.web.keys import KeySet
+from rookery.web.oauth import OAuth
+from rookery.web.rates import Rates
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -23,13 +27,17 @@ SESSION_IDLE_S: Final = 1800.0
 """An MCP session of the older era that nobody uses is closed after this; agents know nothing of it."""
 
 
-def build_app(server: ToolServer, settings: Settings, names: Names, beside: Sequence[BaseRoute]) -> Starlette:
+def build_app(server: ToolServer, settings: Settings, names: Names, beside: Sequence[BaseRoute], url: str) -> Starlette:
     """The application, with its lifespan.
 
     Args:
         server: the MCP server.
         names: by which names it may be called.
         beside: what is served beside the MCP endpoint.
+        url: where clients find the MCP endpoint, when no public URL is set.
+
+    Raises:
+        ValueError: the OAuth settings do not go together.
     """
     endpoint = server.streamable_http_app(
         max_request_body_size=MAX_MESSAGE_BYTES,
@@ -56,8 +64,25 @@ def build_app(server: ToolServer, settings: Settings, names: Names, beside: Sequ
                 expose_headers=["Mcp-Session-Id"],
             )
         )
+    routes = [*beside, *endpoint.routes]
+    if settings.auth:
+        resource = url if settings.public_url is None else f"{settings.public_url.rstrip('/')}/mcp"
+        oauth = _oauth(settings, resource)
+        metadata_url = None
+        if oauth is not None:
+            routes += oauth.routes(resource, METADATA_PATH)
+            metadata_url = f"{resource.removesuffix('/mcp')}{METADATA_PATH}/mcp"
+        credentials, rates = Credentials(server.backend, oauth), Rates(settings.requests_per_minute)
+        middleware.append(Middleware(Authentication, credentials.caller, metadata_url, rates))
     return Starlette(
-        routes=[*beside, *endpoint.routes],
+        routes=routes,
         middleware=middleware,
         lifespan=lambda _app: server.session_manager.run(),
     )
+
+
+def _oauth(settings: Settings, resource: str) -> OAuth | None:
+    issuer = settings.oauth_issuer
+    if issuer is None:
+        return None
+    return OAuth(issuer, settings.oauth_audience or resource, KeySet(issuer, settings.oauth_jwks_url))

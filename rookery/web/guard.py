@@ -6,6 +6,7 @@ checks no names serves every web page that its user opens (row P06).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import anyio
@@ -95,7 +96,7 @@ class Guard:
 
 
 async def refuse(
-    scope: Scope, receive: Receive, send: Send, status: int, message: str, headers: dict[str, str] | None = None
+    scope: Scope, receive: Receive, send: Send, status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> None:
     """Answer with an error and close: of a WebSocket before it is accepted, else as an HTTP response."""
     response = JSONResponse({"error": message}, status_code=status, headers=headers)

@@ -8,7 +8,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from server.callers import Scope
 from server.errors import RookeryError
+from tools.identity import SCOPE_KEY
 
 if TYPE_CHECKING:
     from rookery.backend import BackgroundBackend
@@ -31,9 +33,13 @@ class Scrape:
         """The one route."""
         return [Route("/metrics", self._answer)]
 
-    async def _answer(self, _request: Request) -> Response:
+    async def _answer(self, request: Request) -> Response:
         from server.telemetry.prometheus import CONTENT_TYPE
 
+        # Where callers are known, sums over all tenants are for the operator alone.
+        caller = request.scope.get(SCOPE_KEY)
+        if caller is not None and not caller.may(Scope.ADMIN):
+            return PlainTextResponse("needs the scope admin\n", status_code=403)
         try:
             census = await (await self._backend.registry()).census()
         except RookeryError as error:

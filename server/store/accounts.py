@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, bindparam, select
 from server.budgets import Cap, Caps, Scope, Standing
 from server.store.database import insert as upsert
 from server.store.tables import budget_accounts, sessions
+from server.store.tables import tokens as api_tokens
 
 MAX_ANCESTORS: Final = 64
 """Deepest tree of sessions that is followed; spawning stops far earlier."""
@@ -32,6 +33,11 @@ AMOUNTS: Final = (
 _SESSION: Final = select(
     sessions.c.parent_id, sessions.c.forked_from, sessions.c.budget_nano_usd, sessions.c.budget_tokens
 ).where(sessions.c.id == bindparam("key"))
+_TOKEN: Final = (
+    select(api_tokens.c.id, api_tokens.c.budget_nano_usd)
+    .join(sessions, sessions.c.token_id == api_tokens.c.id)
+    .where(sessions.c.id == bindparam("key"), api_tokens.c.budget_nano_usd.is_not(None))
+)
 _ACCOUNTS: Final = (
     select(budget_accounts)
     .where(budget_accounts.c.id.in_(bindparam("ids", expanding=True)))
@@ -74,7 +80,16 @@ def accounts_of(
     found.append(Account(account_id(Scope.TREE, root_id), Scope.TREE, caps.tree))
     found.append(Account(account_id(Scope.PRINCIPAL, principal), Scope.PRINCIPAL, caps.principal))
     found.append(Account(day_id(principal, at), Scope.DAY, caps.day))
+    found.extend(token_accounts(connection, session_id))
     return sorted(found, key=lambda account: account.id)
+
+
+def token_accounts(connection: Connection, session_id: str) -> list[Account]:
+    """The account of the API token that a session was spawned with, where that has a cap."""
+    row = connection.execute(_TOKEN, {"key": session_id}).first()
+    if row is None:
+        return []
+    return [Account(account_id(Scope.TOKEN, row.id), Scope.TOKEN, Cap(nano_usd=row.budget_nano_usd))]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, func, select
 from server.budgets import Cap, Caps, Scope, Standing
 from server.models import NANO_USD, Cost
 from server.requests import CostRequest
-from server.store.accounts import Account, account_id, day_id, look
+from server.store.accounts import Account, account_id, day_id, look, token_accounts
 from server.store.budgets import session_account
 from server.store.ledger import cost_of, totals
 from server.store.room import Room, not_found
@@ -96,6 +96,7 @@ def _accounts(
     if request.session_id is not None and root_id is not None:
         found.append(session_account(connection, request.session_id, caps))
         found.append(Account(account_id(Scope.TREE, root_id), Scope.TREE, caps.tree))
+        found.extend(token_accounts(connection, request.session_id))
     found.append(Account(account_id(Scope.PRINCIPAL, principal), Scope.PRINCIPAL, caps.principal))
     found.append(Account(day_id(principal, at), Scope.DAY, caps.day))
     return [one for one in found if one.scope is Scope.SESSION or one.cap != Cap()]

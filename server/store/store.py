@@ -19,6 +19,7 @@ from server.store.listing import Listing
 from server.store.processes import Processes
 from server.store.schema import ensure_schema
 from server.store.sessions import Sessions
+from server.store.tokens import Tokens
 from server.store.transcripts import Transcripts
 from server.store.turns import Turns
 
@@ -37,6 +38,7 @@ class Store(
     Decisions,
     Checkpoints,
     Census,
+    Tokens,
 ):
     """Everything that must outlive a process. Each method is one transaction: done in full, or not at all."""
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from server.store.columns import Json, UtcTime, Words
 
-SCHEMA_REVISION: Final = "0004"
+SCHEMA_REVISION: Final = "0005"
 """The newest migration. A store of this revision is opened without importing Alembic."""
 
 metadata: Final = MetaData(
@@ -82,6 +82,7 @@ sessions = Table(
     Column("ended_at", UtcTime),
     Column("parent_policies", Json),
     Column("budget_tokens", BigInteger),
+    Column("token_id", String),
     UniqueConstraint("principal", "request_id"),
     Index(None, "principal", "created_at", "id"),
     Index(None, "owner"),
@@ -387,6 +388,23 @@ decisions = Table(
     Index(None, "session_id", "at"),
 )
 """The audit: one row for each decision on a tool call. Rows are added and never changed or taken away."""
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", Words, nullable=False),
+    Column("principal", Words, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("scopes", Json, nullable=False),
+    Column("budget_nano_usd", BigInteger),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("revoked_at", UtcTime),
+    Column("used_at", UtcTime),
+    UniqueConstraint("digest"),
+)
+"""API tokens; of the secret itself only the SHA-256."""
 
 APPEND_ONLY: Final = {
     "sqlite": tuple(

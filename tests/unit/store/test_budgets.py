@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from server.budgets import Cap, Caps, Claim, Reservation, Scope, Shortage
-from server.models import EventKind, Usage
+from server.callers import Scope as CallerScope
+from server.models import EventKind, TokenRecord, Usage
 from server.store import Store, open_store
 from server.store.schema import migration_config, upgrade
 from server.store.tables import metadata
@@ -67,6 +68,24 @@ async def test_what_is_reserved_is_taken_back_when_the_request_is_settled(store:
     assert (standing.reserved_nano_usd, standing.reserved_tokens) == (0, 0)
     assert (standing.spent_nano_usd, standing.spent_tokens) == (1000 * INPUT_NANO + 100 * OUTPUT_NANO, 1100)
     assert standing.remaining_nano_usd == 1_000_000_000 - standing.spent_nano_usd
+
+
+async def test_all_sessions_of_an_api_token_share_its_cap(store: Store) -> None:
+    cap = 1000 * INPUT_NANO + 8000 * OUTPUT_NANO
+    scopes = (CallerScope.RUN,)
+    for name, budget in (("tok_1", cap), ("tok_2", None)):
+        made = TokenRecord(
+            id=name, name=name, principal=ALICE, digest=name, scopes=scopes, budget_nano_usd=budget, created_at=START
+        )
+        await store.create_token(made)
+    for session_id, token_id in (("s1", "tok_1"), ("s2", "tok_1"), ("s3", "tok_2"), ("s4", None)):
+        await started(store, session_id, token_id=token_id)
+    granted(await store.reserve(a_claim("r1", "s1")))
+    assert refused(await store.reserve(a_claim("r2", "s2"))).scope is Scope.TOKEN
+    granted(await store.reserve(a_claim("r3", "s3")))
+    granted(await store.reserve(a_claim("r4", "s4")))
+    await settled(store, "r1", "s1")
+    assert granted(await store.reserve(a_claim("r5", "s2"))).output_tokens < 8000
 
 
 async def test_when_not_all_can_be_paid_for_less_output_is_granted(store: Store) -> None:
