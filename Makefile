@@ -17,6 +17,7 @@ help:
 	@echo "make test       lint, types and all fast tests"
 	@echo "make test-slow  the tests that take long"
 	@echo "make test-e2b-live  the tests of E2B against the cloud, with your E2B_API_KEY"
+	@echo "make conformance  the MCP conformance suite (needs npm)"
 	@echo "make lint       lint and types alone"
 	@echo "make bench      the benchmarks"
 	@echo "make bundle     the bundle for Claude Desktop (needs npm)"
@@ -41,6 +42,11 @@ test-e2b-live:
 	@$(MAKE) --no-print-directory sandbox
 	ROOKERY_TEST_E2B=live $(BIN)/pytest -m e2b
 
+# Node and the suite are installed into .conformance, which git ignores.
+conformance: $(READY)
+	@command -v npm >/dev/null || { echo "make conformance needs npm: install Node.js with its package manager."; exit 1; }
+	@$(BIN)/python -m tests.conformance.protocol.run
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,7 +64,7 @@ bundle:
 	npx --yes @anthropic-ai/mcpb@2.1.2 pack build/bundle dist/rookery.mcpb
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf $(VENV) .conformance .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What agents need to run at all; says what to do where it is missing, and never goes on without a sandbox.

@@ -29,6 +29,8 @@ from tools.elicitation import Elicitation, QuestionsPending, elicitation_of
 from tools.errors import as_rookery_error, failure
 from tools.identity import caller_of, caller_of_request
 from tools.schemas import input_schema, output_schema
+from tools.subscriptions import Subscriptions
+from tools.tasks import TasksExtension
 
 Arguments = TypeVar("Arguments", bound=BaseModel)
 Answer = TypeVar("Answer", bound=Record)
@@ -132,7 +134,9 @@ class ToolServer(MCPServer[Any]):
         backend: where the registry comes from.
         principal: whose sessions these are.
         max_wait_s: longest wait inside one call, in seconds.
-        read_only: whether a call may change nothing, not even by asking the user.
+        read_only: whether a call may change nothing, not even by asking the user or as a task.
+        tasks: calls that go on as tasks.
+        subscriptions: who is told of changes.
     """
 
     def __init__(
@@ -144,9 +148,15 @@ class ToolServer(MCPServer[Any]):
         max_wait_s: float,
         on_failure: Callable[[ErrorCode], None] | None = None,
         read_only: bool = False,
+        tasks: TasksExtension,
+        subscriptions: Subscriptions,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(
+            extensions=() if read_only else (tasks,), lifespan=lambda _: subscriptions.watching(), **options
+        )
+        self.tasks = tasks
+        self.subscriptions = subscriptions
         self._read_only = read_only
         self._definitions = {definition.name: definition for definition in definitions}
         self.backend = backend
@@ -154,7 +164,7 @@ class ToolServer(MCPServer[Any]):
         self._max_wait_s = max_wait_s
         self._on_failure = on_failure
         self._published: list[Tool] | None = None
-
+        subscriptions.serve_on(self.protocol)
         # What the protocol's layer below offers of connections of the older era, it takes from its caller; nobody asks
         # us at that place, so the answer is put there once.
         self.protocol.create_initialization_options = partial(  # type: ignore[method-assign]

@@ -56,6 +56,8 @@ def build_server(
     server = ToolServer(
         tools,
         backend,
+        tasks=tasks,
+        subscriptions=subscriptions,
         caller=caller,
         max_wait_s=max_wait_s,
         on_failure=on_failure,
@@ -65,8 +67,6 @@ def build_server(
         description="Sandboxed Claude agents as tools.",
         version=version("rookery"),
         instructions=instructions_for({tool.name for tool in tools}),
-        extensions=() if read_only else (tasks,),
-        lifespan=lambda _: subscriptions.watching(),
         request_state_security=(
             RequestStateSecurity.ephemeral(ttl=STATE_TTL_S)
             if state_key is None
@@ -75,7 +75,6 @@ def build_server(
         cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="public")},
     )
     tasks.sources.append(TurnTasks(server))
-    subscriptions.serve_on(server.protocol)
     add_resources(server)
     add_prompts(server)
     add_completions(server)

@@ -19,7 +19,13 @@ import anyio
 from mcp.server.connection import Connection
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
-from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourcesListChanged, ResourceUpdated
+from mcp.server.subscriptions import (
+    InMemorySubscriptionBus,
+    ListenHandler,
+    ResourcesListChanged,
+    ResourceUpdated,
+    ServerEvent,
+)
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INVALID_PARAMS,
@@ -116,6 +122,11 @@ class Subscriptions:
                 self._entered -= 1
                 for feed in () if self._entered else self._feeds.values():
                     feed.listen.close()
+
+    async def tell_all(self, event: ServerEvent) -> None:
+        """Tell every open stream that asked for such an event: for what concerns everyone, as a list of tools does."""
+        for feed in list(self._feeds.values()):
+            await feed.bus.publish(event)
 
     # --- requests ---------------------------------------------------------------------------------------------
 

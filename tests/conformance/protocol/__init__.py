@@ -1,0 +1,1 @@
+"""What the MCP conformance suite needs: its fixtures on this server, and the server that has them."""
