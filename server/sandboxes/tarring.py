@@ -65,8 +65,8 @@ def _unpack(workspace: Path, owner: int, limit: int) -> None:
     try:
         with gzip.open(sys.stdin.buffer, "rb") as stream:
             archive.unpack(root, stream, owner=owner, limit=limit)
-            while stream.read(archive.CHUNK):
-                # What pads the end of the archive, so that whoever sends it can send it all.
-                pass
+        while sys.stdin.buffer.read(archive.CHUNK):
+            # What pads the end of the archive, so that whoever sends it can send it all.
+            pass
     finally:
         os.close(root)
