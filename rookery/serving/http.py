@@ -16,6 +16,7 @@ from rookery.serving.background import background, drained, log_to_stderr
 from rookery.serving.offering import server_for
 from rookery.web.addresses import Address, Names
 from rookery.web.app import build_app
+from rookery.web.events import EventStreams
 from rookery.web.health import Health
 from rookery.web.protocol import TimelyProtocol
 from rookery.web.scrape import Scrape
@@ -24,6 +25,9 @@ from server.telemetry.prometheus import PrometheusMetrics
 
 if TYPE_CHECKING:
     from server.settings import Settings
+
+MAX_HEARD_BYTES: Final = 65_536
+"""Longest message that a WebSocket client may send; none is listened to."""
 
 KEEP_ALIVE_S: Final = 15
 """How long a connection without a request is kept."""
@@ -68,8 +72,11 @@ async def serve_http(settings: Settings, address: Address, *, announce: Callable
     if against is not None:
         raise ValueError(against)
     http: _Server | None = None
+    streams: EventStreams | None = None
 
     def leave() -> None:
+        if streams is not None:
+            streams.drain()
         if http is not None:
             http.leave()
 
@@ -82,7 +89,8 @@ async def serve_http(settings: Settings, address: Address, *, announce: Callable
             caller = None if settings.auth else LOCAL
             server = server_for(settings, backend, caller=caller, on_failure=backend.failed)
             names = Names.of(address, settings.public_url, settings.allowed_origins)
-            beside = [*health.routes(), *scrape.routes()]
+            streams = EventStreams(backend, caller)
+            beside = [*health.routes(), *scrape.routes(), *streams.routes()]
             http = _Server(build_app(server, settings, names, beside, address.url(listener)), settings, health)
             backend.start()
             announce(address.url(listener))
@@ -99,6 +107,9 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,  # type: ignore[arg-type]
                 http=TimelyProtocol,
+                ws="websockets-sansio",
+                ws_max_size=MAX_HEARD_BYTES,
+                ws_per_message_deflate=False,
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -11,13 +11,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_TIMEOUT_S: Final = 15.0
 """From the connection, or the first byte of a request, to the end of its head."""
 
+ABORT: Final = "abort"
+"""In the state of each request: a function that cuts its connection off without waiting for what is not yet read."""
+
 
 class TimelyProtocol(H11Protocol):
     """Closes connections that never finish the head of a request, which Uvicorn keeps for ever."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Also for the protocol of a WebSocket that takes the connection over.
+        self.app_state = {**self.app_state, ABORT: self._abort}
         self._head_timer: asyncio.TimerHandle | None = None
+
+    def _abort(self) -> None:
+        self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
@@ -22,6 +22,13 @@ _NUMBER = (
 )
 
 _INSERT = insert(events)
+
+_LAST = select(counters.c.session_id, counters.c.last_seq).where(
+    counters.c.session_id.in_(bindparam("keys", expanding=True))
+)
+
+_AT_ONCE: Final = 500
+"""Sessions that one query asks about; databases bound the number of their parameters."""
 
 
 class Events(Room):
@@ -57,6 +64,18 @@ class Events(Room):
         """Sequence number of the latest event; 0 when there is none, or no such session."""
         query = select(counters.c.last_seq).where(counters.c.session_id == session_id)
         return await self._database.read(lambda connection: connection.execute(query).scalar() or 0)
+
+    async def last_seqs(self, session_ids: Sequence[str]) -> dict[str, int]:
+        """Sequence numbers of the latest events of many sessions; those that do not exist are left out."""
+
+        def body(connection: Connection) -> dict[str, int]:
+            found: dict[str, int] = {}
+            for start in range(0, len(session_ids), _AT_ONCE):
+                rows = connection.execute(_LAST, {"keys": session_ids[start : start + _AT_ONCE]})
+                found.update((row.session_id, row.last_seq) for row in rows)
+            return found
+
+        return await self._database.read(body)
 
 
 def append(connection: Connection, session_id: str, turn: int, entries: Sequence[Entry], at: datetime) -> list[Event]:
