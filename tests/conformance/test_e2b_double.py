@@ -73,11 +73,13 @@ async def test_a_command_runs_as_user_at_home_and_as_root_when_asked(box: AsyncS
     assert (await box.commands.run("id -u; pwd", user="root", cwd="/var")).stdout == "0\n/var\n"
 
 
+@pytest.mark.slow
 async def test_a_command_in_a_missing_directory_is_an_invalid_argument(box: AsyncSandbox) -> None:
     with pytest.raises(InvalidArgumentException):
         await box.commands.run("true", cwd="/no/such")
 
 
+@pytest.mark.slow
 async def test_variables_of_sandbox_and_command_are_there_and_none_of_the_double(
     e2b_cloud: E2BCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,11 +164,13 @@ async def test_input_is_a_stream_in_order_whose_end_does_not_close_it(box: Async
     assert (await handle.wait()).stdout == "".join(f"{number}\n" for number in range(50)) + "more\nend\n"
 
 
+@pytest.mark.slow
 async def test_much_output_arrives_whole(box: AsyncSandbox) -> None:
     result = await box.commands.run("head -c 5000000 /dev/zero | tr '\\0' x")
     assert len(result.stdout) == 5_000_000
 
 
+@pytest.mark.slow
 async def test_a_long_line_of_input_arrives_whole(box: AsyncSandbox) -> None:
     handle = await box.commands.run("head -c 5000000 | tr -d y | wc -c", background=True, stdin=True, timeout=0)
     await box.commands.send_stdin(handle.pid, "y" * 4_999_999 + "x")
@@ -190,6 +194,7 @@ async def test_files_are_written_read_listed_moved_and_removed(box: AsyncSandbox
     assert not await box.files.make_dir("d/e")
 
 
+@pytest.mark.slow
 async def test_files_pass_as_compressed_streams(box: AsyncSandbox) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for number in range(100):
@@ -242,6 +247,7 @@ async def test_root_may_become_any_user_and_add_one(box: AsyncSandbox) -> None:
     assert (await box.commands.run("pwd", user="agent")).stdout == "/home/agent\n"
 
 
+@pytest.mark.slow
 async def test_there_is_no_network_and_one_process_namespace(box: AsyncSandbox) -> None:
     with pytest.raises(CommandExitException):
         await box.commands.run("exec 3<>/dev/tcp/1.1.1.1/443")
@@ -252,6 +258,7 @@ async def test_there_is_no_network_and_one_process_namespace(box: AsyncSandbox) 
 # A life from beginning to end.
 
 
+@pytest.mark.slow
 async def test_a_sandbox_is_listed_by_its_metadata_page_by_page(e2b_cloud: E2BCloud) -> None:
     cloud = e2b_cloud.sdk()
     boxes = [await cloud.AsyncSandbox.create(metadata={"server": "a b&c", "n": str(n)}) for n in range(3)]
@@ -267,6 +274,7 @@ async def test_a_sandbox_is_listed_by_its_metadata_page_by_page(e2b_cloud: E2BCl
         assert await one.kill()
 
 
+@pytest.mark.slow
 async def test_a_key_creates_one_sandbox_however_often_it_is_sent(e2b_cloud: E2BCloud) -> None:
     cloud = e2b_cloud.sdk()
     first, second = await asyncio.gather(
@@ -295,6 +303,7 @@ async def test_a_paused_sandbox_keeps_its_processes_and_drops_its_streams(
     assert (await box.commands.run("cat note")).stdout == "kept\n"
 
 
+@pytest.mark.slow
 async def test_a_pause_without_memory_keeps_the_disk_alone(box: AsyncSandbox) -> None:
     handle = await box.commands.run("echo kept > note; sleep 600", background=True, timeout=0)
     await until_present(box, "/home/user/note")
@@ -304,6 +313,7 @@ async def test_a_pause_without_memory_keeps_the_disk_alone(box: AsyncSandbox) ->
     assert handle.pid not in [one.pid for one in await box.commands.list()]
 
 
+@pytest.mark.slow
 async def test_time_ends_a_sandbox_or_pauses_it(e2b_cloud: E2BCloud) -> None:
     cloud = e2b_cloud.sdk()
     killed = await cloud.AsyncSandbox.create(timeout=1)
@@ -318,6 +328,7 @@ async def test_time_ends_a_sandbox_or_pauses_it(e2b_cloud: E2BCloud) -> None:
         await one.kill()
 
 
+@pytest.mark.slow
 async def test_a_fork_has_a_copy_of_the_disk_and_a_snapshot_makes_more(box: AsyncSandbox) -> None:
     await box.commands.run("echo before > note; mkdir -m 700 mine")
     (copy,) = await box.fork()
@@ -392,6 +403,7 @@ async def test_a_disk_can_come_back_in_half(e2b_cloud: E2BCloud, box: AsyncSandb
     assert (await box.commands.run("cat w/*")).stdout == "1\n2\n"
 
 
+@pytest.mark.slow
 async def test_a_dead_subscriber_can_hold_up_a_process(e2b_cloud: E2BCloud, box: AsyncSandbox) -> None:
     e2b_cloud.switch(wedged_subscribers=True)
     handle = await box.commands.run(
@@ -408,6 +420,7 @@ async def test_a_dead_subscriber_can_hold_up_a_process(e2b_cloud: E2BCloud, box:
     await again.kill()
 
 
+@pytest.mark.slow
 async def test_plans_have_limits(e2b_cloud: E2BCloud) -> None:
     cloud = e2b_cloud.sdk(retries=0)
     e2b_cloud.plan(concurrent=1, longest_s=3600)
@@ -453,6 +466,7 @@ async def test_a_template_is_built_and_sandboxes_begin_as_it(e2b_cloud: E2BCloud
     assert e2b_cloud.sandboxes == []
 
 
+@pytest.mark.slow
 async def test_a_step_that_fails_fails_the_build(e2b_cloud: E2BCloud) -> None:
     template = AsyncTemplate().from_base_image().run_cmd("echo so far; exit 3")
     with pytest.raises(BuildException, match="so far"):

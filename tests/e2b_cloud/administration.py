@@ -13,6 +13,7 @@ from starlette.routing import Route
 from tests.e2b_cloud.cloud import Cloud, Plan
 from tests.e2b_cloud.control import detailed
 from tests.e2b_cloud.faults import Fault
+from tests.e2b_cloud.process_service import expire
 from tests.e2b_cloud.processes import Cut
 from tests.e2b_cloud.sandbox import Sandbox
 
@@ -26,7 +27,11 @@ def administration(cloud: Cloud) -> Starlette:
             "tree": str(sandbox.tree),
             "streams": sum(len(one.subscribers) for one in sandbox.processes.values()),
             "dropped": sum(one.dropped for one in sandbox.processes.values()),
-            "commands": [one.config for one in sandbox.processes.values() if one.end is None],
+            "commands": [
+                {**one.config, "pid": one.pid, "deadline_s": one.deadline_s}
+                for one in sandbox.processes.values()
+                if one.end is None
+            ],
             "variables": sandbox.settings.variables,
         }
 
@@ -64,9 +69,22 @@ def administration(cloud: Cloud) -> Starlette:
         await cloud.kill(cloud.sandboxes[request.path_params["id"]], "a test killed it")
         return Response(status_code=204)
 
+    async def pause(request: Request) -> Response:
+        identity = request.path_params["id"]
+        async with cloud.lock(identity):
+            if not cloud.sandboxes[identity].paused:
+                await cloud.pause(cloud.sandboxes[identity], memory=True)
+        return Response(status_code=204)
+
     async def drop_streams(request: Request) -> Response:
         for sandbox in cloud.sandboxes.values():
             sandbox.cut_streams(Cut("dropped", ""))
+        return Response(status_code=204)
+
+    async def expire_commands(request: Request) -> Response:
+        for sandbox in cloud.sandboxes.values():
+            for process in [one for one in sandbox.processes.values() if one.end is None]:
+                await expire(sandbox, process)
         return Response(status_code=204)
 
     async def reset(request: Request) -> Response:
@@ -80,7 +98,9 @@ def administration(cloud: Cloud) -> Starlette:
             Route("/switches", switch, methods=["POST"]),
             Route("/plan", plan, methods=["POST"]),
             Route("/kill/{id}", kill, methods=["POST"]),
+            Route("/pause/{id}", pause, methods=["POST"]),
             Route("/drop-streams", drop_streams, methods=["POST"]),
+            Route("/expire-commands", expire_commands, methods=["POST"]),
             Route("/reset", reset, methods=["POST"]),
         ]
     )

@@ -67,6 +67,10 @@ class E2BCloud:
         found: list[dict[str, Any]] = self.state["sandboxes"]
         return found
 
+    def living(self) -> list[str]:
+        """The names of all living sandboxes."""
+        return [str(one["sandboxID"]) for one in self.sandboxes]
+
     def sandbox(self, identity: str) -> dict[str, Any]:
         """One of them."""
         return next(one for one in self.sandboxes if one["sandboxID"] == identity)
@@ -101,9 +105,17 @@ class E2BCloud:
         """A sandbox dies."""
         self._call("POST", f"/kill/{identity}")
 
+    def pause(self, identity: str) -> None:
+        """A sandbox is paused as if its time were over."""
+        self._call("POST", f"/pause/{identity}")
+
     def drop_streams(self) -> None:
         """All open streams break off without an end."""
         self._call("POST", "/drop-streams")
+
+    def expire_commands(self) -> None:
+        """The time of all running commands is over, as if each had been started with a timeout."""
+        self._call("POST", "/expire-commands")
 
     def reset(self) -> list[str]:
         """End everything; the sandboxes that still lived."""

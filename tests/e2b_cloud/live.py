@@ -46,11 +46,15 @@ class LiveCloud(E2BCloud):
 
     def reset(self) -> list[str]:
         """Kill all that came since the start; what it was, unless the test gave up half-way."""
-        left = sorted(self._listed() - self._before)
+        left = self.living()
         if left:
             asyncio.run(self._kill(left))
         given_up, self.given_up = self.given_up, False
         return [] if given_up else left
+
+    def living(self) -> list[str]:
+        """Those that came since the start."""
+        return sorted(self._listed() - self._before)
 
     def _listed(self) -> set[str]:
         async def listed() -> set[str]:

@@ -7,6 +7,7 @@ import base64
 import binascii
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -125,7 +126,7 @@ class ProcessService(ProcessProtocol):
             raise gone(sandbox) from None
         subscriber = process.subscribe()
         process.run(process.pid)
-        seconds = deadline_of(context)
+        process.deadline_s = seconds = deadline_of(context)
         timer = None
         if seconds is not None:
             timer = asyncio.create_task(end_at_deadline(sandbox, process, seconds))
@@ -242,8 +243,11 @@ async def end_at_deadline(sandbox: Sandbox, process: Process, seconds: float) ->
     """Kill a command whose time is over, and end its streams for that reason."""
     await asyncio.sleep(seconds)
     if process.end is None:
-        process.cut(Cut("deadline_exceeded", "context deadline exceeded"))
-        try:
-            await sandbox.signal(process, signal.SIGKILL)
-        except (GuestError, MachineGoneError):
-            return
+        await expire(sandbox, process)
+
+
+async def expire(sandbox: Sandbox, process: Process) -> None:
+    """A command's time is over: it is killed, and its streams end for that reason."""
+    process.cut(Cut("deadline_exceeded", "context deadline exceeded"))
+    with suppress(GuestError, MachineGoneError):
+        await sandbox.signal(process, signal.SIGKILL)

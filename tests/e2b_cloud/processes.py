@@ -73,6 +73,7 @@ class Process:
         self.subscribers: list[Subscriber] = []
         self.end: End | None = None
         self.killed = False
+        self.deadline_s: float | None = None
         self._status: int | None = None
         self._stdin = stdin
         self._stdin_lock = asyncio.Lock()

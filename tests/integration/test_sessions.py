@@ -12,7 +12,10 @@ from server.models import EventKind, SessionState, StopReason, TurnOrigin
 from server.requests import CostRequest, ListRequest
 from tests.house import ME, bash, events, go_on, open_house, run, say, seen, settled, spawn, until
 
+pytestmark = pytest.mark.providers
 
+
+@pytest.mark.providers(fast="e2b")
 async def test_a_spawned_agent_works_in_its_sandbox_and_answers(tmp_path: Path) -> None:
     async with open_house(tmp_path) as registry:
         outcome = await run(

@@ -13,6 +13,8 @@ from server.models import SessionState
 from server.registry import Registry
 from tests.house import ME, PATIENCE_S, bash, go_on, open_house, run, say, settled, spawn
 
+pytestmark = pytest.mark.providers
+
 
 async def tree(registry: Registry, session_id: str) -> dict[str, str | None]:
     listing = await registry.list_files(ME, session_id, depth=8)

@@ -162,24 +162,41 @@ class Channel:
                 frames = decoder.push(data)
         if not frames:
             raise ProtocolError("the relay does not answer")
-        self._welcome(frames.pop(0))
-        self._heard = anyio.current_time()
+        number = self._welcome(frames.pop(0))
+        broken: ProtocolError | None = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._write, wire)
+            tasks.start_soon(self._write, wire, number)
             tasks.start_soon(self._watch, wire)
-            while True:
-                self._heard = anyio.current_time()
+            try:
+                await self._read(wire, decoder, frames)
+            except ProtocolError as error:
+                # Raised in here it would come out as a group, and end more than this wire.
+                broken = error
+            tasks.cancel_scope.cancel()
+        if broken is not None:
+            raise broken
+        return True
+
+    async def _read(self, wire: Wire, decoder: Decoder, frames: list[Frame]) -> None:
+        """Take frames until the wire is over.
+
+        Raises:
+            ProtocolError: something came that cannot be one.
+        """
+        while True:
+            self._heard = anyio.current_time()
+            try:
                 for frame in frames:
                     if frame.kind != "pong":
                         self._mux.take(frame)
-                data = await wire.receive()
-                if not data:
-                    break
-                frames = decoder.push(data)
-            tasks.cancel_scope.cancel()
-        return True
+            except (ValueError, KeyError, TypeError) as error:
+                raise ProtocolError(f"a frame makes no sense: {error}") from error
+            data = await wire.receive()
+            if not data:
+                return
+            frames = decoder.push(data)
 
-    def _welcome(self, hello: Frame) -> None:
+    def _welcome(self, hello: Frame) -> int:
         if hello.kind != "hello":
             raise ProtocolError("the relay does not say hello")
         if hello.fields.get("refused") is True:
@@ -193,14 +210,15 @@ class Channel:
         if not same and self._met:
             log.warning("sandbox_relay_started_anew")
             self._mux.begin()
-        self._mux.attach(hello.number("received") if same else 0)
+        number = self._mux.attach(hello.number("received") if same else 0)
         self._met = True
         self._decided.set()
+        return number
 
-    async def _write(self, wire: Wire) -> None:
+    async def _write(self, wire: Wire, number: int) -> None:
         try:
-            while True:
-                await wire.send(await self._mux.output())
+            while data := await self._mux.output(number):
+                await wire.send(data)
         except (OSError, RookeryError) as error:
             log.info("sandbox_wire_broken", error=str(error))
             await wire.aclose()

@@ -76,10 +76,10 @@ class E2BProvider:
         if reference.get("kind") != KIND or reference.get("id") != spec.session_id or not isinstance(identity, str):
             raise RookeryError(ErrorCode.SANDBOX_LOST, "The reference belongs to another sandbox.")
         known = self._sandboxes.get(identity)
-        if known is not None and known.alive:
+        if known is not None and known.is_held:
             return known
         await self._cloud.state(identity)
-        return self._made(spec, identity)
+        return known if known is not None and known.alive else self._made(spec, identity)
 
     async def owned(self) -> list[Mapping[str, Any]]:
         """References of all sandboxes of this home in this account.

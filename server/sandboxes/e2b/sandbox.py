@@ -100,6 +100,11 @@ class E2BSandbox:
         """Whether it was not removed by this object."""
         return not self._gone
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it runs and is talked to at present."""
+        return not self._gone and self._hold is not None and self._hold.channel.failure is None
+
     async def come_up(self) -> None:
         """Wait until its relay answers.
 

@@ -225,6 +225,7 @@ class Mux:
         """When a frame of a stream passed last."""
         self._output: deque[Frame] = deque()
         self._pending = asyncio.Event()
+        self._connection = 0
 
     def open(self, to: str, payload: bytes = b"", **fields: Any) -> Stream:
         """A new stream to what the other end knows by a name."""
@@ -259,8 +260,11 @@ class Mux:
         for stream in streams:
             stream.abandon("the other end was started anew")
 
-    def attach(self, received: int) -> None:
+    def attach(self, received: int) -> int:
         """There is a connection, and the other end has all frames up to this number.
+
+        Returns:
+            The connection's number, for :meth:`output`.
 
         Raises:
             ProtocolError: there never was one.
@@ -268,19 +272,31 @@ class Mux:
         self.link.acknowledged(received)
         self._output.clear()
         self._output.extend(self.link.again())
+        self._connection += 1
         self._pending.set()
         self.connected.set()
+        return self._connection
 
     def detach(self) -> None:
         """The connection is gone; what goes out waits."""
         self.connected.clear()
         self._output.clear()
+        self._connection += 1
+        self._pending.set()
 
-    async def output(self) -> bytes:
-        """The next bytes for the connection."""
-        while not self._output:
+    async def output(self, connection: int) -> bytes:
+        """The next bytes for a connection; empty when it is no longer the one.
+
+        Whoever writes to an old connection may still be at it when the next one is there: it must not take what that
+        one has to carry.
+        """
+        while connection == self._connection and not self._output:
             self._pending.clear()
             await self._pending.wait()
+        if connection != self._connection:
+            # It may have taken another's wake-up.
+            self._pending.set()
+            return b""
         parts: list[bytes] = []
         size = 0
         while self._output and size < OUTPUT_BATCH:

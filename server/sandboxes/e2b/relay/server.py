@@ -113,8 +113,8 @@ class Relay:
             about: dict[str, Any] = {"same": same, "received": self._mux.link.received, "version": VERSION}
             about.update(machine=platform.machine(), build=self._settings.build)
             await loop.sock_sendall(connection, encode(Frame("hello", about), text=True))
-            self._mux.attach(hello.number("received") if same else 0)
-            await self._converse(connection, decoder, frames)
+            number = self._mux.attach(hello.number("received") if same else 0)
+            await self._converse(connection, number, decoder, frames)
         except (OSError, ProtocolError, asyncio.TimeoutError):
             pass
         finally:
@@ -142,9 +142,9 @@ class Relay:
             self._host = ""
             self._mux.begin()
 
-    async def _converse(self, connection: socket.socket, decoder: Decoder, frames: Any) -> None:
+    async def _converse(self, connection: socket.socket, number: int, decoder: Decoder, frames: Any) -> None:
         loop = asyncio.get_running_loop()
-        writing = asyncio.ensure_future(self._write(connection))
+        writing = asyncio.ensure_future(self._write(connection, number))
         try:
             while True:
                 for frame in frames:
@@ -160,11 +160,11 @@ class Relay:
             writing.cancel()
             await asyncio.wait([writing])
 
-    async def _write(self, connection: socket.socket) -> None:
+    async def _write(self, connection: socket.socket, number: int) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while True:
-                await loop.sock_sendall(connection, await self._mux.output())
+            while data := await self._mux.output(number):
+                await loop.sock_sendall(connection, data)
         except OSError:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
