@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from server.sandboxes.e2b.options import E2BOptions
 from server.sandboxes.e2b.provider import E2BProvider
@@ -36,7 +37,8 @@ async def in_one_task(context: AbstractAsyncContextManager[E2BProvider]) -> Asyn
             await over.wait()
 
     holding = asyncio.create_task(hold())
-    await asyncio.wait([holding, made], return_when=asyncio.FIRST_COMPLETED)
+    either: list[asyncio.Future[Any]] = [holding, made]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if not made.done():
         await holding
     try:
