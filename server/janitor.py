@@ -19,7 +19,7 @@ import structlog
 from server.errors import ErrorCode, RookeryError
 from server.launching import open_sandbox
 from server.leases import Leases
-from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnRecord
+from server.models import EventKind, ServerRecord, SessionRecord, SessionState, StopReason, TurnRecord
 from server.sandboxes.base import Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
 from server.snapshots import Snapshots, heal_workspace, joined
@@ -139,11 +139,9 @@ class Janitor:
     async def _sweep_sandboxes(self) -> None:
         """Remove sandboxes that no session has, as a killed server leaves them.
 
-        Only while no other server lives: one that does may just be making a sandbox, or keep it warm.
+        What a living server made it may just be about to use, or keep warm: that is its own to look after.
         """
         services = self._services
-        if len(await services.store.servers()) > 1:
-            return
         for provider in services.providers:
             try:
                 await self._sweep_provider(provider)
@@ -159,11 +157,18 @@ class Janitor:
             RookeryError: ``sandbox_unavailable``: they cannot be listed.
         """
         services = self._services
-        owned = await provider.owned()
-        known = await services.store.sandboxed_sessions() if owned else set()
-        for reference in owned:
-            name = str(reference.get("id"))
-            if name in known or name in self._residents.reserved or name in services.scratch:
+        # In this order: whatever is listed was spoken for before it was made.
+        found = await provider.owned()
+        if not found:
+            return
+        spoken_for = {*self._residents.reserved, *services.scratch}
+        spoken_for |= await services.store.sandboxed_sessions()
+        others = {server.id: server for server in await services.store.servers() if server.id != services.server_id}
+        for reference in found:
+            name, maker = str(reference.get("id")), str(reference.get("server") or "")
+            if name in spoken_for:
+                continue
+            if maker != services.server_id and (self._lives(maker, others) if maker else bool(others)):
                 continue
             spec = SandboxSpec(session_id=name, gateway_socket=services.gateway.socket)
             try:
@@ -171,6 +176,11 @@ class Janitor:
                 await sandbox.destroy()
             except RookeryError as error:
                 log.warning("orphaned sandbox stays", sandbox=name, error=str(error))
+
+    def _lives(self, server_id: str, others: Mapping[str, ServerRecord]) -> bool:
+        """Whether another server is at work: by its row, or by its lock if it was struck off by mistake."""
+        row = others.get(server_id)
+        return self._leases.held(server_id) if row is None else self._leases.alive(row)
 
     async def reconcile_session(self, session: SessionRecord, *, asleep_too: bool = False) -> bool:
         """Mend one session that says it is at work or resident, and whose process is gone; whether it was so.

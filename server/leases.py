@@ -81,8 +81,12 @@ class Leases:
             return True
         if server.host != self.host:
             return self._clock.now() - server.heartbeat_at < HEARTBEAT_LOST
+        return self.held(server.id)
+
+    def held(self, server_id: str) -> bool:
+        """Whether a process of this host holds a server's lock."""
         try:
-            descriptor = os.open(self._path(server.id), os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self._path(server_id), os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             return False
         try:

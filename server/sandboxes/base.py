@@ -231,5 +231,9 @@ class SandboxProvider(Protocol):
         ...
 
     async def owned(self) -> list[Mapping[str, Any]]:
-        """References of all sandboxes of this home or account, for the janitor."""
+        """References of all sandboxes of this home or account, for the janitor.
+
+        Each also says under ``server`` which server's label it was made with (empty: not known), which no agent can
+        change.
+        """
         ...

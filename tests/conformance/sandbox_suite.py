@@ -352,7 +352,9 @@ class SandboxSuite:
         try:
             assert again.reference == sandbox.reference
             assert await sh(again, "cat note; echo more >> note; wc -l < note") == "kept\n2\n"
-            assert sandbox.reference in await provider.owned()
+            (found,) = [one for one in await provider.owned() if one["id"] == sandbox.reference["id"]]
+            assert {**found, **sandbox.reference} == dict(found)
+            assert found["server"] == spec.labels.get("server", "")
         finally:
             await again.destroy()
 
@@ -370,7 +372,7 @@ class SandboxSuite:
         await sh(sandbox, "mkdir -p a && chmod 000 a")
         await sandbox.destroy()
         await sandbox.destroy()
-        assert sandbox.reference not in await provider.owned()
+        assert sandbox.reference["id"] not in {found["id"] for found in await provider.owned()}
         with pytest.raises(RookeryError) as caught:
             await provider.attach(sandbox.reference, spec)
         assert caught.value.code is ErrorCode.SANDBOX_LOST

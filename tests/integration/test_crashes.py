@@ -13,6 +13,7 @@ from server.clock import SYSTEM_CLOCK
 from server.errors import ErrorCode, RookeryError
 from server.leases import Leases
 from server.models import EventKind, SessionState, StopReason
+from server.sandboxes.base import SandboxSpec
 from tests.crashes import Promises, crash_and_check, kill_one, temporary_directory
 from tests.house import ME, bash, go_on, open_house, run, say, seen, settled, spawn
 from tests.workload import PHASES
@@ -182,3 +183,24 @@ async def test_old_checkpoints_are_thinned_out_but_not_what_a_fork_hangs_on(tmp_
         assert outcome.checkpoint_id in left
         await registry.rewind(ME, outcome.session_id, taken[1].id, dry_run=False, conversation=False)
         await registry.rewind(ME, fork, taken[1].id, dry_run=False, conversation=False)
+
+
+async def test_sandboxes_of_a_dead_server_go_while_another_lives_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as one:
+        services = one._services
+        socket = services.gateway.socket
+
+        async def orphan(name: str, server: str) -> Path:
+            await services.providers.default.create(SandboxSpec(name, socket, labels={"server": server} if server else {}))
+            return tmp_path / "sandboxes" / name
+
+        dead, nameless = await orphan("dead", "server_gone"), await orphan("nameless", "")
+        async with open_house(tmp_path) as other:
+            living = await orphan("living", other._services.server_id)
+            spare = await orphan("spare", services.server_id)
+            services.scratch.add("spare")
+            await one.janitor.reconcile()
+            assert [path.exists() for path in (dead, nameless, living, spare)] == [False, True, True, True]
+        services.scratch.discard("spare")
+        await one.janitor.reconcile()
+        assert not any(path.exists() for path in (dead, nameless, living, spare))

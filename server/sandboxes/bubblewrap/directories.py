@@ -20,6 +20,10 @@ from server.sandboxes.tree import OPEN_DIRECTORY, remove_tree, write_files
 
 WORKSPACE: Final = "workspace"
 CONFIG: Final = "config"
+MAKER: Final = "made-by"
+"""Names the server that made the sandbox, where no sandbox can reach it."""
+
+_MAX_MAKER: Final = 256
 
 SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _DRAFT: Final = re.compile(r"\.new-(\d+)-[0-9a-f]{16}")
@@ -30,11 +34,12 @@ _SWEEP_S: Final = 20.0
 _REMOVE_CONFIG_S: Final = 2.0
 
 
-def make(sandboxes: Path, session_id: str, owner: int | None) -> None:
+def make(sandboxes: Path, session_id: str, owner: int | None, maker: str) -> None:
     """Make the directories of a new sandbox, aside first, so that a crash leaves nothing that looks whole.
 
     Args:
         owner: uid and gid of what the agent may write to; None: ourselves.
+        maker: the server that makes it.
 
     Raises:
         OSError: they exist already (``FileExistsError``), or cannot be made. Nothing is left then.
@@ -45,6 +50,7 @@ def make(sandboxes: Path, session_id: str, owner: int | None) -> None:
     draft = sandboxes / f".new-{os.getpid()}-{secrets.token_hex(8)}"
     try:
         draft.mkdir(mode=0o700)
+        (draft / MAKER).write_text(maker)
         for name in (WORKSPACE, CONFIG):
             path = draft / name
             path.mkdir(mode=0o700)
@@ -114,6 +120,15 @@ def owner_of(sandboxes: Path, session_id: str) -> int | None:
         return (sandboxes / session_id / WORKSPACE).lstat().st_uid
     except OSError:
         return None
+
+
+def maker_of(sandboxes: Path, session_id: str) -> str:
+    """The server that made a sandbox; empty when nothing tells."""
+    try:
+        with (sandboxes / session_id / MAKER).open("rb") as file:
+            return file.read(_MAX_MAKER).decode()
+    except (OSError, ValueError):
+        return ""
 
 
 def probe_id() -> str:

@@ -60,7 +60,7 @@ class BubblewrapProvider:
         _check(spec)
         machine = await self._prepared()
         try:
-            identity = await anyio.to_thread.run_sync(_make, machine, spec.session_id)
+            identity = await anyio.to_thread.run_sync(_make, machine, spec)
         except OSError as error:
             raise unavailable(
                 "The directories of the sandbox could not be made. Look at the disk of ROOKERY_HOME.", error
@@ -117,17 +117,20 @@ def _check(spec: SandboxSpec) -> None:
         raise RookeryError(ErrorCode.INVALID_ARGUMENT, "The session id has characters that no session id has.")
 
 
-def _make(machine: Machine, session_id: str) -> int | None:
+def _make(machine: Machine, spec: SandboxSpec) -> int | None:
     """Make the directories; the uid chosen for the sandbox, None when it is the server's own."""
     identity = None
     if machine.identities is not None:
         taken = {owner for _, owner in directories.present(machine.sandboxes)}
         identity = choose_identity(machine.identities, taken)
-    directories.make(machine.sandboxes, session_id, identity)
+    directories.make(machine.sandboxes, spec.session_id, identity, spec.labels.get("server", ""))
     return identity
 
 
 def _look_around(machine: Machine) -> list[Mapping[str, Any]]:
     machine.groups.sweep()
     directories.sweep(machine.sandboxes)
-    return [{"kind": KIND, "id": name, "uid": uid} for name, uid in directories.present(machine.sandboxes)]
+    return [
+        {"kind": KIND, "id": name, "uid": uid, "server": directories.maker_of(machine.sandboxes, name)}
+        for name, uid in directories.present(machine.sandboxes)
+    ]

@@ -167,7 +167,7 @@ class Cloud:
             await ask(client.AsyncSandbox)
 
     async def list(self, metadata: Mapping[str, str] | None = None) -> list[dict[str, str]]:
-        """Our sandboxes, running and paused: ``sandbox``, ``session``.
+        """Our sandboxes, running and paused: ``sandbox``, ``session``, ``server`` (who made it).
 
         Args:
             metadata: what theirs must hold besides this home's.
@@ -185,7 +185,8 @@ class Cloud:
             while pages.has_next:
                 for each in await pages.next_items():
                     known = each.metadata or {}
-                    found.append({"sandbox": each.sandbox_id, "session": known.get(SESSION, "")})
+                    held = {"session": known.get(SESSION, ""), "server": known.get(SERVER, "")}
+                    found.append({"sandbox": each.sandbox_id, **held})
         return found
 
     async def count_running(self) -> int:

@@ -88,7 +88,13 @@ class E2BProvider:
             RookeryError: ``sandbox_unavailable``.
         """
         return [
-            {"kind": KIND, "id": found["session"], "sandbox": found["sandbox"], "uid": AGENT_UID}
+            {
+                "kind": KIND,
+                "id": found["session"],
+                "sandbox": found["sandbox"],
+                "uid": AGENT_UID,
+                "server": found["server"],
+            }
             for found in await self._cloud.list()
         ]
 
