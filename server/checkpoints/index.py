@@ -15,9 +15,12 @@ import contextlib
 import hashlib
 import os
 import struct
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from server.checkpoints.listing import NUMBERS
 
 RACY_NS: Final = 50_000_000
 """Longer than a tick of the kernel's clock (1 to 10 ms), with room for a busy machine."""
@@ -56,6 +59,25 @@ class Index:
     inode: int
     """Of the tree's root: another directory at the same place is another tree."""
     root: Node
+
+
+def distrust_recent(root: Node, now_ns: int) -> None:
+    """Mark the files that changed so shortly before ``now_ns`` that a later change might show no other ``ctime``.
+
+    For a tree that nobody else could touch until now: what changes from now on shows in all the others.
+    """
+    racy = now_ns - RACY_NS
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        waiting.extend(node.children)
+        rows = array("Q", node.rows)
+        if max(rows[::NUMBERS], default=0) < racy:
+            continue
+        for at in range(0, len(rows), NUMBERS):
+            if rows[at] >= racy:
+                rows[at] = 0
+        node.rows = rows.tobytes()
 
 
 def save(path: Path, index: Index) -> None:

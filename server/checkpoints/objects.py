@@ -183,7 +183,7 @@ class ObjectStore:
 
 
 class Copier:
-    """Copies objects into files of one file system."""
+    """Copies objects into files of one file system. Safe to use from several threads."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -202,7 +202,7 @@ class Copier:
         try:
             if self._shares and size >= _WORTH_SHARING and offset == 0 and self._share(source, target, size):
                 return
-            done = 0
+            done = _copy_range(source, target, size, 0, offset)
             while done < size:
                 done += (step := _copy_range(source, target, size - done, done, offset + done))
                 if not step:

@@ -11,14 +11,18 @@ import contextlib
 import logging
 import os
 import secrets
+import time
 from pathlib import Path
 
+from server.checkpoints import index as tree_index
+from server.checkpoints.crew import Crew
 from server.checkpoints.descent import OPEN_DIRECTORY, Descent
 from server.checkpoints.index import Index, Node
 from server.checkpoints.keyed import ATTEMPTS, KeyedTrees, open_tree
 from server.checkpoints.records import Restored, Skipped, Snapshot
 from server.checkpoints.removal import clear_directory, remove_directory
 from server.checkpoints.restore import Outcome, Restore, plan, touched_by
+from server.checkpoints.trees import Trees
 from server.checkpoints.work import Stop, TreeMovedError
 from server.checkpoints.writer import Writer
 from server.errors import ErrorCode, RookeryError
@@ -39,13 +43,13 @@ def prepare(keyed: KeyedTrees, key: str, tree: Path, known_as: str | None, stop:
         if journal["staging"] != beside.name:
             remove_directory(tree / journal["staging"])
     elif known_as is not None:
-        index = keyed.index(key)
+        known = keyed.index(key)
         found = tree.lstat()
-        if index is not None and (index.device, index.inode) == (found.st_dev, found.st_ino):
-            digest = index.root.digest
+        if known is not None and (known.device, known.inode) == (found.st_dev, found.st_ino):
+            digest = known.root.digest
             if digest.hex() == known_as:
                 keyed.saw(key, digest)
-                return keyed.snapshot(index.root, 0, stop), index
+                return keyed.snapshot(known.root, 0, stop), known
     return keyed.take(key, tree, stop, save=False)
 
 
@@ -157,27 +161,30 @@ def materialise(
         try:
             if os.listdir(fd):  # noqa: PTH208 - of a descriptor, which pathlib cannot
                 raise RookeryError(ErrorCode.INVALID_ARGUMENT, "The directory to write files into is not empty.")
-            writer = Writer(keyed.trees, owner, stop)
-            node = _fill(writer, fd, root)
+            written, node = _fill(keyed.trees, fd, root, owner, stop)
             if key is not None:
+                tree_index.distrust_recent(node, time.time_ns())
                 found = os.fstat(fd)
                 keyed.saw(key, root)
                 keyed.save_index(key, Index(found.st_dev, found.st_ino, node))
         finally:
             os.close(fd)
-    return writer.written
+    return written
 
 
-def _fill(writer: Writer, fd: int, root: bytes) -> Node:
+def _fill(trees: Trees, fd: int, root: bytes, owner: int | None, stop: Stop) -> tuple[int, Node]:
     descent = Descent(os.dup(fd))
     try:
-        return writer.tree(descent, root)
+        with Crew(stop) as crew:
+            writer = Writer(trees, owner, stop, crew)
+            node = writer.tree(descent, root)
     except BaseException:
         descent.close()
         clear_directory(os.dup(fd))
         raise
     finally:
         descent.close()
+    return writer.written, node
 
 
 def _staging(beside: Path, key: str) -> Path:

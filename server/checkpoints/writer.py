@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from server.checkpoints.content import write_content
+from server.checkpoints.crew import Crew
 from server.checkpoints.descent import Descent
-from server.checkpoints.index import RACY_NS, Node
+from server.checkpoints.index import Node
 from server.checkpoints.listing import DIRECTORY_ROW, Row, pack_rows, row_of
-from server.checkpoints.manifest import DIRECTORY, SKIPPED, SYMLINK, Directory, Entry
+from server.checkpoints.manifest import DIRECTORY, FILE, SKIPPED, SYMLINK, Entry
 from server.checkpoints.objects import Copier
 from server.checkpoints.trees import Trees
 from server.checkpoints.work import Stop
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PERMISSIONS_AT_OPEN: Final = 0o777
+
+_WORTH_A_HAND: Final = 4
+"""Files in a directory from which on the crew writes them."""
 
 
 def process_umask() -> int:
@@ -37,28 +42,33 @@ class Writer:
 
     Args:
         owner: user and group that everything is given to; None leaves it with the server's own user.
+        crew: threads that help to write the files of whole trees; None: the caller's thread does it all.
     """
 
-    def __init__(self, trees: Trees, owner: int | None, stop: Stop) -> None:
+    def __init__(self, trees: Trees, owner: int | None, stop: Stop, crew: Crew | None = None) -> None:
         self._trees = trees
         self._copier = Copier(trees.objects)
         self._owner = owner
         self._stop = stop
+        self._crew = crew
         self._umask = process_umask()
         self.written = 0
+        """Entries of whole trees, begun or done."""
 
     def file(self, parent: int, name: bytes, entry: Entry) -> os.stat_result:
         """Write a file that must not be there yet, and return its state."""
         mode = entry.mode
         fd = os.open(name, _CREATE, mode & _PERMISSIONS_AT_OPEN, dir_fd=parent)
         try:
-            write_content(self._trees.objects, self._copier, entry, fd, self._stop)
+            if entry.kind != FILE:
+                write_content(self._trees.objects, self._copier, entry, fd, self._stop)
+            elif entry.size:
+                self._copier.copy(entry.payload, entry.size, fd)
             if self._owner is not None:
                 os.fchown(fd, self._owner, self._owner)
             if mode & ~self._umask & _PERMISSIONS_AT_OPEN != mode:
                 os.fchmod(fd, mode)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-            self.written += 1
             return os.fstat(fd)
         finally:
             os.close(fd)
@@ -68,13 +78,12 @@ class Writer:
         os.symlink(entry.payload, name, dir_fd=parent)
         if self._owner is not None:
             os.chown(name, self._owner, self._owner, dir_fd=parent, follow_symlinks=False)
-        self.written += 1
         return os.lstat(name, dir_fd=parent)
 
     def entry(self, descent: Descent, name: bytes, entry: Entry) -> None:
         """Write any entry under a name in the present directory; skipped ones are left out."""
         if entry.kind == DIRECTORY:
-            self._make_directory(descent.fd, name)
+            os.mkdir(name, 0o700, dir_fd=descent.fd)
             descent.enter(name)
             self.tree(descent, entry.payload)
             descent.leave()
@@ -86,71 +95,93 @@ class Writer:
     def tree(self, descent: Descent, digest: bytes) -> Node:
         """Fill the present, empty directory with a tree, its own mode included.
 
+        With a crew, files may still be on their way when this returns: wait for it before the tree is used.
+
         Returns:
-            The tree's node for an index, so that its first checkpoint need not read it.
+            The tree's node for an index, so that its first checkpoint need not read it. No file of it is known to be
+            safe from a change within the same tick (:func:`server.checkpoints.index.distrust_recent`).
         """
-        frames = [_Frame(b"", digest, self._trees.read(digest))]
-        self._fill(descent, frames[-1])
+        frames = [self._begun(descent, digest)]
         while True:
             frame = frames[-1]
             below = next(frame.directories, None)
             if below is not None:
-                self._make_directory(descent.fd, below.name)
-                descent.enter(below.name)
-                frames.append(_Frame(below.name, below.payload, self._trees.read(below.payload)))
-                self._fill(descent, frames[-1])
+                os.mkdir(below.name, 0o700, dir_fd=descent.fd)
+                descent.enter(below.name, 0o700)
+                frames.append(self._begun(descent, below.payload))
                 continue
-            if self._owner is not None:
-                os.fchown(descent.fd, self._owner, self._owner)
-            descent.set_mode(frame.directory.mode)
-            node = frame.node()
+            self._finish(descent, frame)
             frames.pop()
             if not frames:
-                return node
+                return frame.node
             descent.leave()
-            frames[-1].children.append(node)
+            frames[-1].node.children.append(frame.node)
 
-    def _make_directory(self, parent: int, name: bytes) -> None:
-        os.mkdir(name, 0o700, dir_fd=parent)
-        self.written += 1
+    def _begun(self, descent: Descent, digest: bytes) -> _Frame:
+        """Begin a directory: its files are written, or handed to the crew."""
+        directory = self._trees.read(digest)
+        entries = directory.entries
+        kept = [entry for entry in entries if entry.kind != SKIPPED]
+        node = Node(
+            digest,
+            directory.mode,
+            sum([entry.files for entry in entries]),
+            sum([entry.size for entry in kept]),
+            sum([entry.skipped for entry in entries]),
+            b"\0".join([entry.name for entry in kept]),
+            b"",
+        )
+        directories = [entry for entry in kept if entry.kind == DIRECTORY]
+        self.written += len(kept)
+        frame = _Frame(node, iter(directories), is_leaf=not directories)
+        if self._crew is not None and len(kept) - len(directories) >= _WORTH_A_HAND:
+            frame.job = self._crew.give(self._fill, os.dup(descent.fd), kept, node, frame.is_leaf)
+        else:
+            self._write(descent.fd, kept, node)
+        return frame
 
-    def _fill(self, descent: Descent, frame: _Frame) -> None:
-        parent = descent.fd
-        check = self._stop.check
-        for entry in frame.directory.entries:
+    def _finish(self, descent: Descent, frame: _Frame) -> None:
+        """Give a directory its owner and mode, when all is in it that makes use of our rights."""
+        if frame.job is not None:
+            if frame.is_leaf:
+                return
+            frame.job.result()
+        if self._owner is not None:
+            os.fchown(descent.fd, self._owner, self._owner)
+        descent.set_mode(frame.node.mode)
+
+    def _fill(self, parent: int, entries: Sequence[Entry], node: Node, is_leaf: bool) -> None:
+        """A job of the crew: a directory's files and, where it has no directories, its owner and mode.
+
+        Takes the descriptor over and closes it.
+        """
+        try:
+            self._write(parent, entries, node)
+            if is_leaf:
+                if self._owner is not None:
+                    os.fchown(parent, self._owner, self._owner)
+                os.fchmod(parent, node.mode)
+        finally:
+            os.close(parent)
+
+    def _write(self, parent: int, entries: Sequence[Entry], node: Node) -> None:
+        rows: list[Row] = []
+        check, file = self._stop.check, self.file
+        for entry in entries:
             kind = entry.kind
             if kind == DIRECTORY:
-                frame.rows.append(DIRECTORY_ROW)
+                rows.append(DIRECTORY_ROW)
                 continue
             check()
-            if kind == SKIPPED:
-                continue
-            state = (self.link if kind == SYMLINK else self.file)(parent, entry.name, entry)
-            frame.rows.append(row_of(state))
+            rows.append(row_of((self.link if kind == SYMLINK else file)(parent, entry.name, entry)))
+        node.rows = pack_rows(rows)
 
 
+@dataclass
 class _Frame:
     """A directory that is being written."""
 
-    def __init__(self, name: bytes, digest: bytes, directory: Directory) -> None:
-        self.name = name
-        self.digest = digest
-        self.directory = directory
-        self.directories: Iterator[Entry] = iter([e for e in directory.entries if e.kind == DIRECTORY])
-        self.rows: list[Row] = []
-        self.children: list[Node] = []
-
-    def node(self) -> Node:
-        entries = self.directory.entries
-        racy = time.time_ns() - RACY_NS
-        rows = [row if row[0] < racy else (0, *row[1:]) for row in self.rows]
-        return Node(
-            self.digest,
-            self.directory.mode,
-            sum(entry.files for entry in entries),
-            sum(entry.size for entry in entries if entry.kind != SKIPPED),
-            sum(entry.skipped for entry in entries),
-            b"\0".join(entry.name for entry in entries if entry.kind != SKIPPED),
-            pack_rows(rows),
-            self.children,
-        )
+    node: Node
+    directories: Iterator[Entry]
+    is_leaf: bool
+    job: Future[None] | None = None

@@ -51,7 +51,7 @@ class HostFiles:
         return await self._checkpoints.pending(self._key)
 
     async def materialise(self, tree_hash: str) -> int:
-        return await self._checkpoints.materialise(tree_hash, self._root, owner=self._owner)
+        return await self._checkpoints.materialise(tree_hash, self._root, owner=self._owner, key=self._key)
 
     async def listing(self, parts: tuple[bytes, ...], depth: int, limit: int) -> Listing:
         return await anyio.to_thread.run_sync(list_directory, self._root, parts, depth, limit)

@@ -186,7 +186,7 @@ async def test_a_fork_shares_no_file_with_its_origin_or_the_store(desk: Desk) ->
 
 
 async def test_the_first_snapshot_of_a_fork_reads_no_content_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.checkpoints.writer.RACY_NS", -(10**12))
+    monkeypatch.setattr("server.checkpoints.index.RACY_NS", -(10**12))
     shell(desk.tree, "mkdir a; for f in $(seq 20); do echo $f > a/f$f; done")
     snapshot = await desk.engine.take("s", desk.tree)
     fork = desk.fork_place()
