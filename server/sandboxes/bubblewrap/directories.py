@@ -34,12 +34,12 @@ _SWEEP_S: Final = 20.0
 _REMOVE_CONFIG_S: Final = 2.0
 
 
-def make(sandboxes: Path, session_id: str, owner: int | None, maker: str) -> None:
+def make(sandboxes: Path, session_id: str, owner: int | None, maker: str = "") -> None:
     """Make the directories of a new sandbox, aside first, so that a crash leaves nothing that looks whole.
 
     Args:
         owner: uid and gid of what the agent may write to; None: ourselves.
-        maker: the server that makes it.
+        maker: the server that makes it, if that is to be told.
 
     Raises:
         OSError: they exist already (``FileExistsError``), or cannot be made. Nothing is left then.
