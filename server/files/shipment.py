@@ -13,6 +13,7 @@ ENGINE: Final = Program(
         "server.sandboxes.base",
         "server.checkpoints.compare",
         "server.checkpoints.content",
+        "server.checkpoints.crew",
         "server.checkpoints.descent",
         "server.checkpoints.exchange",
         "server.checkpoints.garbage",

@@ -188,10 +188,10 @@ async def test_old_checkpoints_are_thinned_out_but_not_what_a_fork_hangs_on(tmp_
 async def test_sandboxes_of_a_dead_server_go_while_another_lives_and_those_of_the_living_stay(tmp_path: Path) -> None:
     async with open_house(tmp_path) as one:
         services = one._services
-        socket = services.gateway.socket
 
         async def orphan(name: str, server: str) -> Path:
-            await services.providers.default.create(SandboxSpec(name, socket, labels={"server": server} if server else {}))
+            labels = {"server": server} if server else {}
+            await services.providers.default.create(SandboxSpec(name, services.gateway.socket, labels=labels))
             return tmp_path / "sandboxes" / name
 
         dead, nameless = await orphan("dead", "server_gone"), await orphan("nameless", "")
