@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Set
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -15,6 +16,7 @@ from server.errors import ErrorCode, RookeryError
 from server.inbox import Leave, StartTurn
 from server.launching import LiveAgent
 from server.models import SessionRecord, TurnRecord
+from server.places import Places
 from server.services import Services
 from server.session import SessionActor
 from server.telemetry.spans import present
@@ -46,6 +48,12 @@ class Fleet:
         self._actors: dict[str, SessionActor] = {}
         self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self._closing = False
+        settings = services.settings
+        self._places = Places(settings.max_sessions, settings.principal_turns, settings.queue_s, self._working)
+
+    def _working(self) -> list[str]:
+        """The principal of each turn at work."""
+        return [actor.session.principal for actor in self._actors.values() if actor.idle_since is None]
 
     @property
     def actors(self) -> Mapping[str, SessionActor]:
@@ -90,6 +98,10 @@ class Fleet:
 
         self._tasks.start_soon(live, name=f"session {session.id}")
         return actor
+
+    def place(self, principal: str) -> AbstractAsyncContextManager[None]:
+        """A place for a principal's turn; see :meth:`server.places.Places.place`."""
+        return self._places.place(principal)
 
     async def make_room(self) -> None:
         """Let the longest idle agent sleep when there are too many.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import anyio
 
 from policies import Policy
@@ -41,6 +43,14 @@ class Prompting:
         services.gateway.require_credential()
         caps = await self._new_caps(session, request, policy)
         await screen(services, session, session.turn + 1, request.prompt)
+        async with self._fleet.place(session.principal):
+            return await self._begun(session, request, policy, caps)
+
+    async def _begun(
+        self, session: SessionRecord, request: PromptRequest, policy: Policy, caps: Mapping[str, int]
+    ) -> int:
+        """Start the next turn of a session that has a place; its number."""
+        services = self._services
         if session.id not in self._fleet.actors:
             await self._fleet.make_room()
         record = TurnRecord(

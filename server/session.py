@@ -78,6 +78,7 @@ class SessionActor:
         self._leaving: Leave | None = None
         self._gone = False
         self._idle_since = anyio.current_time()
+        self._begun = False
         self.placement = Placement(services, warm)
         self.stopped = anyio.Event()
         """Set when the actor is gone and the store says so."""
@@ -85,7 +86,8 @@ class SessionActor:
     @property
     def idle_since(self) -> float | None:
         """Monotonic time since when it has nothing to do; None in a turn."""
-        return None if self._turn is not None else self._idle_since
+        busy = self._turn is not None or not self._begun or self._receive.statistics().current_buffer_used
+        return None if busy else self._idle_since
 
     def start_turn(self, turn: TurnRecord) -> bool:
         """Hand an idle actor its next turn; False when it is leaving and takes none."""
@@ -124,7 +126,7 @@ class SessionActor:
 
     async def run(self, first: StartTurn) -> None:
         """Live: start the agent, run turns, leave. Never raises; all ends are written to the store."""
-        self._turn = self._opened(first)
+        self._turn, self._begun = self._opened(first), True
         try:
             async with anyio.create_task_group() as tasks:
                 try:

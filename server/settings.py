@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     approval_ttl_s: float = Field(default=86_400, gt=0, le=2_592_000, description="an approval expires to deny after")
     idle_s: float = Field(default=300, gt=0, le=86_400, description="an idle session gives up its process after this")
     max_sessions: int = Field(default=32, ge=1, le=10_000, description="sessions that may be at work at once")
+    principal_sessions: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="sessions of one principal that have not ended"
+    )
+    principal_turns: int | None = Field(default=None, ge=1, le=10_000, description="turns of one principal at once")
+    queue_s: float = Field(default=10, ge=0, le=600, description="how long a prompt waits for a place")
     max_wait_s: float = Field(default=50, gt=0, le=3600, description="longest wait inside one tool call")
     toolsets: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("all",), description="which tools are offered (comma separated): all, simple, or themes"

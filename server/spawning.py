@@ -45,6 +45,11 @@ class Spawning:
         session, turn, policy = self._new_session(principal, request, token_id)
         self._services.gateway.require_credential()
         await screen(self._services, session, 1, request.prompt)
+        async with self._fleet.place(principal):
+            return await self._spawned(session, turn, policy, called_at)
+
+    async def _spawned(self, session: SessionRecord, turn: TurnRecord, policy: Policy, called_at: float) -> str:
+        """Start a session that has a place; its id."""
         await self._fleet.make_room()
         warm = None
         if session.sandbox_kind == self._services.providers.default.name:
@@ -71,7 +76,9 @@ class Spawning:
         """Write the session; a warm agent that it does not get after all is ended."""
         created: SessionRecord | None = None
         try:
-            created = await self._services.store.create_session(session, turn)
+            created = await self._services.store.create_session(
+                session, turn, most_open=self._services.settings.principal_sessions
+            )
         finally:
             if warm is not None and created is not None and created.id == session.id:
                 self._fleet.pool.reserved.discard(session.id)

@@ -177,7 +177,7 @@ class Undo:
                 "ended_at": None,
             }
         )
-        created = await store.create_session(record, None)
+        created = await store.create_session(record, None, most_open=services.settings.principal_sessions)
         try:
             await store.copy_transcript(
                 checkpoint.session_id, created.id, checkpoint.transcript_length, cuts=checkpoint.transcript_cuts

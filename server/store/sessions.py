@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 
 from server.errors import ErrorCode, RookeryError
 from server.models import EventKind, SessionRecord, SessionState, TurnRecord
@@ -24,7 +24,9 @@ _OVER = tuple(state for state in SessionState if state.is_terminal)
 class Sessions(Room):
     """The sessions' rows. Every look-up on behalf of a caller is by (principal, id)."""
 
-    async def create_session(self, session: SessionRecord, turn: TurnRecord | None) -> SessionRecord:
+    async def create_session(
+        self, session: SessionRecord, turn: TurnRecord | None, *, most_open: int | None = None
+    ) -> SessionRecord:
         """Write a session with its first turn and the events STATE and TURN_STARTED, as the intent to start it.
 
         Without a turn (a fork that is being filled) its turn number is 0 and there is no TURN_STARTED.
@@ -34,9 +36,10 @@ class Sessions(Room):
 
         Raises:
             RookeryError: ``budget_exceeded``: the one that spawns it has not that much left; ``session_not_found``,
-                ``session_ended``: it is gone, or has ended; ``storage_unavailable``.
+                ``session_ended``: it is gone, or has ended; ``too_many_sessions``: the principal has ``most_open``
+                sessions that have not ended; ``storage_unavailable``.
         """
-        written = await self._database.write(_create, session, turn)
+        written = await self._database.write(_create, session, turn, most_open)
         if written.id == session.id:
             self._changed(written.id)
         return written
@@ -160,11 +163,15 @@ class Sessions(Room):
         )
 
 
-def _create(connection: Connection, session: SessionRecord, turn: TurnRecord | None) -> SessionRecord:
+def _create(
+    connection: Connection, session: SessionRecord, turn: TurnRecord | None, most_open: int | None
+) -> SessionRecord:
     if session.request_id is not None:
         seen = _by_request(connection, session.principal, session.request_id)
         if seen is not None:
             return seen
+    if most_open is not None:
+        _require_room(connection, session.principal, most_open)
     if session.parent_id is not None and session.forked_from is None:
         # Locked, so that one that ends at the same moment leaves no child behind that nobody pays for.
         parent = session_row(connection, session.parent_id, lock=True)
@@ -189,6 +196,16 @@ def _create(connection: Connection, session: SessionRecord, turn: TurnRecord | N
         entries.append((EventKind.TURN_STARTED, started_data(begun)))
     append(connection, session.id, session.turn, entries, session.created_at)
     return session
+
+
+def _require_room(connection: Connection, principal: str, most_open: int) -> None:
+    terminal = [state for state in SessionState if state.is_terminal]
+    mine = select(func.count()).where(sessions.c.principal == principal, sessions.c.state.not_in(terminal))
+    if connection.execute(mine).scalar_one() >= most_open:
+        raise RookeryError(
+            ErrorCode.TOO_MANY_SESSIONS,
+            f"This account has {most_open} sessions that have not ended, which is its most: end some with end_session.",
+        )
 
 
 def started_data(turn: TurnRecord) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def server_sent(site: Site, session_id: str, query: str = "", **headers: str) ->
 
 def websocket(site: Site, session_id: str, query: str = "", **options: Any) -> ClientConnection:
     address = f"{site.root.replace('http', 'ws', 1)}/v1/sessions/{session_id}/events{query}"
-    return connect(address, proxy=None, open_timeout=30, **options)
+    stream: ClientConnection = connect(address, proxy=None, open_timeout=30, **options)
+    return stream
 
 
 def test_readers_who_come_at_any_time_see_all_events_once_and_in_order(site: Site) -> None:

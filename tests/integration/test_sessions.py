@@ -255,7 +255,7 @@ async def test_a_deleted_session_leaves_nothing_but_its_costs(tmp_path: Path) ->
 
 
 async def test_when_all_places_are_at_work_a_spawn_is_refused_and_idle_ones_make_room(tmp_path: Path) -> None:
-    async with open_house(tmp_path, max_sessions=1) as registry:
+    async with open_house(tmp_path, max_sessions=1, queue_s=0.1) as registry:
         first = await spawn(registry, [bash("tail -f /dev/null")])
         with pytest.raises(RookeryError) as refused:
             await spawn(registry, [{"text": "second"}])
