@@ -72,8 +72,7 @@ def evaluate(request: ToolRequest, policy: Policy, facts: Facts) -> Evaluation:
     first = _judged(stripped, policy, facts)
     if first.decision.effect is Effect.DENY:
         return first
-    matcher = Matcher(facts, request.role)
-    rewritten, applied = _rewritten(stripped, name, first.parts, policy, matcher)
+    rewritten, applied = _rewritten(stripped, name, first.parts, policy, facts)
     if rewritten is None:
         if stripped is request:
             return first
@@ -92,13 +91,13 @@ def _refused(rule: str, because: str) -> Evaluation:
 
 
 def _rewritten(
-    request: ToolRequest, name: str, parts: tuple[Part, ...], policy: Policy, matcher: Matcher
+    request: ToolRequest, name: str, parts: tuple[Part, ...], policy: Policy, facts: Facts
 ) -> tuple[dict[str, Any] | None, list[MatchedRule]]:
     """The input after the rewrites of all layers, or None if they change nothing, and the rules that applied."""
     given: Mapping[str, Any] = request.input
     applied: list[MatchedRule] = []
     for layer in policy.layers:
-        for rule, place in layer.rewrites(parts, matcher):
+        for rule, place in layer.rewrites(parts, _matcher(layer, request, facts)):
             applied.append(_matched(rule, layer, place))
             given = apply_settings(name, given, rule.rewrite)
     return (None if dict(given) == dict(request.input) else dict(given)), applied
@@ -122,15 +121,19 @@ def _judged(request: ToolRequest, policy: Policy, facts: Facts) -> Evaluation:
         return _refused(
             "rookery:network", f"The network of this sandbox does not reach {', '.join(call.hosts)}: {_known(policy)}."
         )
-    matcher = Matcher(facts, request.role)
     verdicts: list[tuple[Layer, tuple[PartVerdict, ...]]] = []
     for layer in policy.layers:
+        matcher = _matcher(layer, request, facts)
         fault = layer.call_fault(call, matcher)
         found = [layer.judge(part, matcher) for part in parts]
         if fault is not None:
             found[0] = PartVerdict(Effect.DENY, None, *fault, found[0].matched)
         verdicts.append((layer, tuple(found)))
     return Evaluation(_combined(parts, verdicts), parts, tuple(verdicts))
+
+
+def _matcher(layer: Layer, request: ToolRequest, facts: Facts) -> Matcher:
+    return Matcher(facts, request.role if layer.role is None else layer.role)
 
 
 def _outranks(verdict: PartVerdict, effect: Effect, other: PartVerdict, strictest: Effect) -> bool:

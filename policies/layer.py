@@ -23,6 +23,11 @@ SPAWNING_TOOLS: Final = frozenset({"spawn_agent", "fork_session"})
 """Tools (of whatever MCP server is handed to an agent) that make a new session: depth and children bound them."""
 
 
+def spawns(tool: str) -> bool:
+    """Whether a tool makes a new session."""
+    return tool.startswith("mcp__") and tool.rsplit("__", 1)[-1] in SPAWNING_TOOLS
+
+
 @dataclass(frozen=True)
 class Limits:
     """Upper bounds of a session; None bounds nothing. ``wall`` in seconds, ``usd`` in US dollars."""
@@ -78,6 +83,7 @@ class Layer:
         network: its network rules.
         source: the canonical text that it was compiled from, for the digest.
         examples: the calls that its rules name as examples.
+        role: the role in which this layer is judged, whatever a request says; None leaves it to the request.
     """
 
     name: str
@@ -91,6 +97,7 @@ class Layer:
     network: HostRules = field(default_factory=HostRules)
     source: str = ""
     examples: tuple[str, ...] = ()
+    role: str | None = None
 
     @cached_property
     def _index(self) -> _Index:
@@ -120,7 +127,7 @@ class Layer:
                     "rookery:rate",
                     f"More than {limits.tool_calls_per_min} tool calls within a minute: wait before the next.",
                 )
-        if tool.rsplit("__", 1)[-1] in SPAWNING_TOOLS and tool.startswith("mcp__"):
+        if spawns(tool):
             if limits.depth is not None and facts.depth >= limits.depth:
                 return "rookery:depth", f"Agents may be nested {limits.depth} deep at most: do the work yourself."
             if limits.children is not None and facts.children >= limits.children:
@@ -201,16 +208,23 @@ class Layer:
 
     def could_allow(self, tool: str) -> bool:
         """Whether some call of a tool, in some role and state, could be allowed or asked for."""
+        if self.role is not None and self.roles:
+            allowed = self.roles.get(self.role)
+            if allowed is None or not allowed.covers(tool):
+                return False
         if any(
             rule.effect is Effect.DENY
             and rule.tools.covers(tool)
             and not rule.when.on_call
             and not rule.when.state
-            and not rule.roles
+            and (not rule.roles or self.role in rule.roles)
             for rule in self.rules
         ):
             return False
-        return self.default is Effect.ASK or any(rule.proves and rule.tools.covers(tool) for rule in self.rules)
+        return self.default is Effect.ASK or any(
+            rule.proves and rule.tools.covers(tool) and (not rule.roles or self.role is None or self.role in rule.roles)
+            for rule in self.rules
+        )
 
 
 def _reason(rule: Rule, part: Part) -> str:

@@ -39,7 +39,7 @@ class Policy:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over all that decides: equal for policies that were compiled from equal texts in equal layers."""
-        text = json.dumps([[layer.name, layer.source] for layer in self.layers], separators=(",", ":"))
+        text = json.dumps([[layer.name, layer.source, layer.role] for layer in self.layers], separators=(",", ":"))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @cached_property
@@ -116,6 +116,23 @@ class Policy:
         """Those of the tools asked for that no call of this policy could ever use, in their order."""
         return tuple(name for name in asked if not self.could_allow(name) or canonical_name(name) in OLD_NAMES)
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles in which an agent may act under this policy, sorted."""
+        return tuple(sorted({role for layer in self.layers if layer.role is None for role in layer.roles}))
+
+    def acting_as(self, role: str) -> Policy:
+        """This policy for an agent in a role. Layers in which a role is bound already keep theirs.
+
+        Raises:
+            PolicyError: no layer knows the role.
+        """
+        if role not in self.roles:
+            known = ", ".join(self.roles) or "none: define it under roles"
+            raise PolicyError(f"the policy {self.name} has no role {role[:60]!r}", remedy=f"its roles: {known}")
+        bound = (replace(layer, role=role) if layer.roles and layer.role is None else layer for layer in self.layers)
+        return replace(self, layers=tuple(bound))
+
     def restricted_to(self, tools: Iterable[str]) -> Policy:
         """This policy with one more layer ``session`` that allows these tools and no others."""
         return combine(profile=self, session=_only_tools(tuple(dict.fromkeys(map(canonical_name, tools)))))
@@ -153,7 +170,7 @@ def combine(
         PolicyError: all are absent.
     """
     given = dict(zip(LAYER_NAMES, (organisation, profile, parent, session), strict=True))
-    layers: dict[tuple[str, str], Layer] = {}
+    layers: dict[tuple[str, str, str | None], Layer] = {}
     names: list[str] = []
     for place, policy in given.items():
         if policy is None:
@@ -165,7 +182,7 @@ def combine(
             if place == "parent":
                 label = f"parent {layer.name}" if not layer.name.startswith("parent") else layer.name
             # The same text twice adds nothing: a child of a child of… does not grow without bound.
-            layers.setdefault((layer.policy, layer.source), replace(layer, name=label))
+            layers.setdefault((layer.policy, layer.source, layer.role), replace(layer, name=label))
     if not layers:
         raise PolicyError("no policy is given", remedy="name at least one")
     return Policy(session.name if session is not None else names[-1], tuple(layers.values()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -12,6 +12,7 @@ from server.models import (
     ApprovalRecord,
     ApprovalStatus,
     EventKind,
+    Failure,
     SessionRecord,
     SessionState,
     StopReason,
@@ -83,19 +84,32 @@ class Answering:
         answered = {ApprovalStatus.ALLOWED, ApprovalStatus.DENIED}
         if not any(question.status in answered for question in waiting):
             if waiting and all(question.status is ApprovalStatus.EXPIRED for question in waiting):
-                await self._give_up(session)
+                await self._give_up(session, waiting)
             return False
         moved, turn = await store.reopen_turn(session_id, owner=self._services.server_id)
         await self._resume(moved, turn)
         return True
 
-    async def _give_up(self, session: SessionRecord) -> None:
+    async def _give_up(self, session: SessionRecord, expired: Sequence[ApprovalRecord]) -> None:
         """All that held the turn up has expired: the session can be continued, and hears of the denial then."""
-        text = "approval_expired: nobody answered in time, so the call is denied."
         store = self._services.store
+        error = RookeryError(
+            ErrorCode.APPROVAL_EXPIRED,
+            "Nobody answered the question in time, so the call is denied. Call continue_session to go on without it.",
+        )
         turn = await store.turn(session.id, session.turn)
-        await store.append_events(session.id, turn.number, [(EventKind.APPROVAL, {"status": "expired", "text": text})])
-        await store.update_turn(session.id, turn.number, stop_reason=StopReason.AWAITING_APPROVAL)
+        denied = [
+            (EventKind.DENIAL, {"id": one.tool_use_id, "tool": one.tool, "because": error.message, "rule": one.rule})
+            for one in expired
+        ]
+        await store.append_events(session.id, turn.number, denied)
+        await store.update_turn(
+            session.id,
+            turn.number,
+            stop_reason=StopReason.AWAITING_APPROVAL,
+            error=Failure.of(error).model_dump(mode="json"),
+            denials=turn.denials + len(expired),
+        )
         await store.move(session.id, SessionState.IDLE, expect={SessionState.AWAITING_APPROVAL})
 
     async def expire(self) -> None:

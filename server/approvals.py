@@ -24,6 +24,9 @@ from server.turns import bounded
 
 log = structlog.get_logger(__name__)
 
+OURSELVES: Final = "rookery"
+"""Who answered a question that was taken back."""
+
 MAX_SUMMARY: Final = 300
 """Longest summary of a call, in characters."""
 
@@ -66,11 +69,38 @@ class ApprovalDesk:
                 await self._leave()
         return Verdict(Effect.ASK, "Waiting for a person to answer.", defer=True)
 
-    async def _question(self, request: ToolRequest, tool_use_id: str, decision: Decision, turn: int) -> ApprovalRecord:
-        store, now = self._services.store, self._services.clock.now()
-        for known in await store.approvals(self._session.principal, self._session.id, pending=False):
+    async def withdraw(self, request: ToolRequest, tool_use_id: str, because: str) -> Verdict:
+        """Take back a question that can wait no longer: a denial, or what a person answered at the last moment.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        store, principal = self._services.store, self._session.principal
+        known = await self._known(request, tool_use_id)
+        if known is None:
+            return Verdict(Effect.DENY, because, by=OURSELVES)
+        try:
+            known = await store.answer_approval(
+                principal, known.id, ApprovalStatus.DENIED, note=because, decided_by=OURSELVES
+            )
+        except RookeryError:
+            return _verdict(await store.approval(principal, known.id))
+        data = {"approval_id": known.id, "tool": known.tool, "status": known.status.value, "note": because}
+        await store.append_events(self._session.id, known.turn, [(EventKind.APPROVAL, data)])
+        return _verdict(known)
+
+    async def _known(self, request: ToolRequest, tool_use_id: str) -> ApprovalRecord | None:
+        """The question about this very call, if it was asked before."""
+        for known in await self._services.store.approvals(self._session.principal, self._session.id, pending=False):
             if known.tool_use_id == tool_use_id and known.input_digest == request.digest:
                 return known
+        return None
+
+    async def _question(self, request: ToolRequest, tool_use_id: str, decision: Decision, turn: int) -> ApprovalRecord:
+        store, now = self._services.store, self._services.clock.now()
+        known = await self._known(request, tool_use_id)
+        if known is not None:
+            return known
         longest = self._services.settings.approval_ttl_s
         approval = ApprovalRecord(
             id=self._services.clock.identifier("ap"),
@@ -116,6 +146,8 @@ def _verdict(approval: ApprovalRecord) -> Verdict:
     match approval.status:
         case ApprovalStatus.ALLOWED:
             return Verdict(Effect.ALLOW, f"A person allowed this call.{note}", by=approval.decided_by)
+        case ApprovalStatus.DENIED if approval.decided_by == OURSELVES:
+            return Verdict(Effect.DENY, approval.note or "", by=OURSELVES)
         case ApprovalStatus.DENIED:
             return Verdict(Effect.DENY, f"A person denied this call.{note}", by=approval.decided_by)
         case _:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
+from typing import Final
 
 from policies import Decision, Effect, Facts, Policy, ToolRequest, ToolUse, decide
+from policies.layer import spawns
 from policies.types import LinkLookup
 from server.agent.permissions import Verdict
 from server.approvals import ApprovalDesk
@@ -17,6 +19,11 @@ from server.hooks import Objection, PostToolUse, PreToolUse, Subject
 from server.models import Decider, DecisionRecord, EventKind, SessionRecord
 from server.services import Services
 from server.turns import bounded
+
+ONE_AT_A_TIME: Final = (
+    "Nobody answered in time, and only one call at once can wait for longer: make this one again by itself."
+)
+"""The CLI takes up one deferred call and forgets the others of the same moment (measured with 2.1.330)."""
 
 
 class SessionAuthority:
@@ -33,6 +40,8 @@ class SessionAuthority:
         self._desk = ApprovalDesk(services, session, changes)
         self._files: WorkspaceFiles | None = None
         self._rewritten: dict[tuple[str, str], ToolRequest] = {}
+        self._cwds: dict[str, str | None] = {}
+        self._put_off: str | None = None
         self._fault: str | None = None
 
     def look_at(self, files: WorkspaceFiles) -> None:
@@ -55,8 +64,10 @@ class SessionAuthority:
     def begin(self, turn: int) -> None:
         """A turn begins."""
         self._turn = turn
-        self._denied.clear()
+        self._denied = Counter(self._history.denied(turn))
         self._rewritten.clear()
+        self._cwds.clear()
+        self._put_off = None
 
     async def judge(self, request: ToolRequest, tool_use_id: str, cwd: str | None = None) -> Decision:
         """Decide by the policy as it is now, then by the user's hooks; a denial becomes an event, once for each call.
@@ -67,22 +78,10 @@ class SessionAuthority:
         self._services.audit.check()
         policy = await self._policy()
         began = time.perf_counter_ns()
-        now = self._clock.now().timestamp()
-
-        def judge(links: LinkLookup) -> Decision:
-            facts = Facts(
-                cwd=cwd,
-                links=links,
-                history=self._history.before(tool_use_id),
-                now=now,
-                turn=self._turn,
-                depth=len(self._session.parent_policies or ()),
-            )
-            return decide(request, policy, facts)
-
-        decision = judge({}) if self._files is None else await self._files.judged(judge)
+        decision, now = await self._decided(request, tool_use_id, cwd, policy)
         objection: Objection | None = None
         if decision.effect is not Effect.DENY:
+            self._cwds[tool_use_id] = cwd
             # Counted before anything is awaited, so that of two calls at once the second sees the first.
             self._history.admit(tool_use_id, ToolUse(request.tool, now, self._turn))
             objection = await self._object(request, tool_use_id, decision)
@@ -96,18 +95,51 @@ class SessionAuthority:
             await self._deny(request, tool_use_id, decision.because, decision.rule)
         return decision
 
-    async def ask(self, request: ToolRequest, tool_use_id: str, decision: Decision) -> Verdict:
+    async def ask(
+        self, request: ToolRequest, tool_use_id: str, decision: Decision, *, deferrable: bool = True
+    ) -> Verdict:
         """Put the call to a person; a denial by them, or by time, is counted like any other."""
         began = time.perf_counter_ns()
         request = self._rewritten.get((tool_use_id, request.digest), request)
         verdict = await self._desk.ask(request, tool_use_id, decision, self._turn)
-        if verdict.defer:
+        if verdict.defer and deferrable and self._put_off in (None, tool_use_id):
+            self._put_off = tool_use_id
             return verdict
+        if verdict.defer:
+            verdict = await self._desk.withdraw(request, tool_use_id, ONE_AT_A_TIME)
+        policy = await self._policy()
         answer = replace(decision, effect=verdict.effect, because=verdict.because)
-        self._record(request, tool_use_id, await self._policy(), answer, began, None, verdict)
+        self._record(request, tool_use_id, policy, answer, began, None, verdict)
+        if verdict.effect is Effect.ALLOW:
+            # The policy may have been tightened while the person thought: no answer outlives that.
+            now, _ = await self._decided(request, tool_use_id, self._cwds.get(tool_use_id), policy)
+            if now.effect is Effect.DENY:
+                self._record(request, tool_use_id, policy, now, began, None)
+                answer, verdict = now, Verdict(Effect.DENY, now.because)
         if verdict.effect is Effect.DENY:
-            await self._deny(request, tool_use_id, verdict.because, decision.rule)
+            await self._deny(request, tool_use_id, verdict.because, answer.rule)
         return verdict
+
+    async def _decided(
+        self, request: ToolRequest, tool_use_id: str, cwd: str | None, policy: Policy
+    ) -> tuple[Decision, float]:
+        """What the policy says, and when it was asked. Nothing else runs between the decision and the return."""
+        children = await self._store.children_at_work(self._session.id) if spawns(request.tool) else 0
+        now = self._clock.now().timestamp()
+
+        def judge(links: LinkLookup) -> Decision:
+            facts = Facts(
+                cwd=cwd,
+                links=links,
+                history=self._history.before(tool_use_id),
+                now=now,
+                turn=self._turn,
+                depth=len(self._session.parent_policies or ()),
+                children=children,
+            )
+            return decide(request, policy, facts)
+
+        return (judge({}) if self._files is None else await self._files.judged(judge)), now
 
     async def after(self, request: ToolRequest, tool_use_id: str, response: object) -> str | None:
         """Show the user's hooks what a call answered; why the turn must stop, if one objects."""

@@ -26,6 +26,7 @@ class CallHistory:
     def __init__(self) -> None:
         self._calls: OrderedDict[str, ToolUse] = OrderedDict()
         self._admitted: set[str] = set()
+        self._denied: dict[int, list[str]] = {}
 
     async def restore(self, store: Store, session_id: str) -> None:
         """Read what earlier actors of the session admitted.
@@ -45,8 +46,13 @@ class CallHistory:
             return
         if event.kind is EventKind.DENIAL:
             self._calls.pop(call, None)
+            self._denied.setdefault(event.turn, []).append(call)
         else:
             self._keep(call, ToolUse(tool, event.at.timestamp(), event.turn))
+
+    def denied(self, turn: int) -> tuple[str, ...]:
+        """Calls of a turn that earlier actors denied, for a turn that slept goes on counting."""
+        return tuple(self._denied.get(turn, ()))
 
     def before(self, call: str) -> tuple[ToolUse, ...]:
         """What a call is judged by: all that was admitted before it, and never the call itself."""

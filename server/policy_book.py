@@ -28,7 +28,7 @@ MAX_KEPT: Final = 256
 """Effective policies kept compiled; beyond that they are put together again."""
 
 Link = tuple[str, tuple[str, ...] | None]
-"""One session's own part in its layers: the policy that it names, and the tools asked for."""
+"""One session's own part in its layers: the policy that it names (with a role, if any), and the tools asked for."""
 
 Stamp = tuple[tuple[str, int, int, int] | None, ...]
 """What tells that a file has changed: for each place where it may lie, its inode, size and time of change."""
@@ -102,7 +102,8 @@ class PolicyBook:
         try:
             organisation, faults = self._organisation()
             named: list[Policy | None] = [organisation]
-            for name, _ in links:
+            for link, _ in links:
+                name, _ = parse_name(link)
                 policy, fault = self._read(name, partial(load_policy, name, self._directory))
                 named.append(policy)
                 faults += fault
@@ -162,6 +163,12 @@ class PolicyBook:
         return tuple(_stamp_of(self._directory / f"{name}{suffix}") for suffix in (".yaml", ".yml"))
 
 
+def parse_name(name: str) -> tuple[str, str | None]:
+    """A policy's name and the role in it: ``reviewers@reader`` is the role ``reader`` of ``reviewers``."""
+    policy, at, role = name.partition("@")
+    return policy, role if at else None
+
+
 def lineage(session: SessionRecord) -> tuple[Link, ...]:
     """A session's own part in its layers after those of its ancestors."""
     return (*(session.parent_policies or ()), (session.policy, session.tools))
@@ -194,7 +201,11 @@ def turns_of(limits: Limits, asked: int | None) -> int | None:
 def _combined(links: tuple[Link, ...], organisation: Policy | None, named: list[Policy | None]) -> Policy:
     policy: Policy | None = None
     for (name, tools), profile in zip(links, named, strict=True):
-        policy = combine(organisation=organisation, profile=profile, parent=policy)
+        own = combine(organisation=organisation, profile=profile)
+        role = parse_name(name)[1]
+        if role is not None:
+            own = own.acting_as(role)
+        policy = combine(profile=own, parent=policy)
         if tools is not None:
             policy = policy.restricted_to(tools)
         policy = replace(policy, name=name)

@@ -11,6 +11,7 @@ from server.errors import ErrorCode, RookeryError
 from server.fleet import Fleet
 from server.hooks import Subject, UserPromptSubmit
 from server.janitor import Janitor
+from server.kinship import room_beside_siblings
 from server.models import NANO_USD, SessionRecord, TurnRecord
 from server.policy_book import check_model, tightest
 from server.requests import PromptRequest
@@ -41,6 +42,7 @@ class Prompting:
         policy = services.policy_of(session)
         check_model(policy, session.model)
         services.gateway.require_credential()
+        siblings = await room_beside_siblings(services, session)
         caps = await self._new_caps(session, request, policy)
         await screen(services, session, session.turn + 1, request.prompt)
         async with self._fleet.place(session.principal):
@@ -62,7 +64,9 @@ class Prompting:
         )
         # From the row on, the turn must get its actor, whatever becomes of the one who asked.
         with anyio.CancelScope(shield=True):
-            turn, begun = await services.store.begin_turn(session.id, record, owner=services.server_id, **caps)
+            turn, begun = await services.store.begin_turn(
+                session.id, record, owner=services.server_id, siblings=siblings, **caps
+            )
             if not begun:
                 return turn.number
             actor = self._fleet.actors.get(session.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -10,12 +11,14 @@ import anyio
 import anyio.to_thread
 
 from policies import Facts, Policy, ToolRequest
+from policies.layer import spawns
 from policies.types import LinkLookup
 from server.budgets import caps_of
 from server.changes import Changes
 from server.errors import ErrorCode, RookeryError
 from server.explaining import explain
 from server.files import WorkspaceFiles, list_files, read_file
+from server.history import CallHistory
 from server.models import (
     NANO_USD,
     ApprovalStatus,
@@ -312,19 +315,32 @@ class SessionReader:
         """
         asked: Policy | None = None
         files: WorkspaceFiles | None = None
-        turn = 0
+        facts = Facts(now=self._services.clock.now().timestamp())
         if session_id is not None:
             session = await self._services.store.session(principal, session_id)
             asked = self._services.policy_of(session)
+            facts = await self._standing(session, facts, tool)
             if session.sandbox is not None:
-                files, turn = await self._files(principal, session_id), session.turn
+                files = await self._files(principal, session_id)
         chosen = asked or self._services.policy(policy)
         request = ToolRequest(tool=tool, input=dict(tool_input))
 
         def judge(links: LinkLookup) -> PolicyExplanation:
-            return explain(chosen, request, Facts(links=links, turn=turn))
+            return explain(chosen, request, replace(facts, links=links))
 
         return judge({}) if files is None else await files.judged(judge)
+
+    async def _standing(self, session: SessionRecord, facts: Facts, tool: str) -> Facts:
+        """What a session's next call would be judged by: its calls so far, its place in its family."""
+        history, store = CallHistory(), self._services.store
+        await history.restore(store, session.id)
+        return replace(
+            facts,
+            history=history.before(""),
+            turn=session.turn,
+            depth=len(session.parent_policies or ()),
+            children=await store.children_at_work(session.id) if spawns(tool) else 0,
+        )
 
     async def decisions(
         self, principal: str, *, session_id: str | None = None, decision: str | None = None, limit: int = 100

@@ -71,16 +71,19 @@ class Registry(SessionReader):
 
     # --- starting ---------------------------------------------------------------------------------------------
 
-    async def spawn(self, principal: str, request: SpawnRequest, *, token_id: str | None = None) -> str:
+    async def spawn(
+        self, principal: str, request: SpawnRequest, *, token_id: str | None = None, parent_id: str | None = None
+    ) -> str:
         """Start a session; its id, once it is durable and its sandbox exists.
 
         The same ``request_id`` from the same principal gives the session that it gave first, also when two calls race.
+        With ``parent_id`` it is a child of that session: beneath its policy, and counted by its limits.
 
         Raises:
             RookeryError: ``invalid_argument``, ``too_many_sessions``, ``model_auth_failed``, ``sandbox_unavailable``,
-                ``storage_unavailable``.
+                ``storage_unavailable``; with a parent ``session_not_found``, ``session_ended``, ``policy_denied``.
         """
-        return await self._spawning.spawn(principal, request, token_id)
+        return await self._spawning.spawn(principal, request, token_id, parent_id)
 
     async def prompt(self, principal: str, session_id: str, request: PromptRequest) -> int:
         """Start the session's next turn; its number. An already seen ``request_id`` gives the turn that it gave first.

@@ -104,7 +104,7 @@ class SpawnRequest(Request):
     system_prompt: str | None = Field(
         default=None, max_length=MAX_ARGUMENT_BYTES, description="replaces the agent's own system prompt"
     )
-    policy: str | None = Field(default=None, description="name of the policy it works under; default: the server's")
+    policy: str | None = Field(default=None, description="its policy: a name, or name@role; default: the server's")
     tools: tuple[str, ...] | None = Field(
         default=None, max_length=100, description="narrows the agent's tools to these, as in Read, Write, Bash"
     )
@@ -145,7 +145,14 @@ class SpawnRequest(Request):
             raise ValueError("is not a model name: use letters, digits and . _ - : / only, as in claude-sonnet-5")
         return value
 
-    @field_validator("policy", "request_id")
+    @field_validator("policy")
+    @classmethod
+    def _policy(cls, value: str | None) -> str | None:
+        if value is not None and not all(IDENTIFIER.fullmatch(part) for part in value.split("@", 1)):
+            raise ValueError("is not a policy: give its name, or name@role for a role in it")
+        return value
+
+    @field_validator("request_id")
     @classmethod
     def _identifier(cls, value: str | None) -> str | None:
         if value is not None and not IDENTIFIER.fullmatch(value):

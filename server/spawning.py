@@ -9,6 +9,7 @@ import anyio
 from policies import Policy
 from server.errors import ErrorCode, RookeryError
 from server.fleet import Fleet
+from server.kinship import as_child, room_for_child
 from server.launching import LiveAgent, launch_options
 from server.models import NANO_USD, SessionRecord, SessionState, TurnRecord
 from server.policy_book import check_model, tightest
@@ -28,40 +29,52 @@ class Spawning:
         self._services = services
         self._fleet = fleet
 
-    async def spawn(self, principal: str, request: SpawnRequest, token_id: str | None = None) -> str:
+    async def spawn(
+        self, principal: str, request: SpawnRequest, token_id: str | None = None, parent_id: str | None = None
+    ) -> str:
         """Start a session; its id, once it is durable and its sandbox exists.
 
         The same ``request_id`` from the same principal gives the session that it gave first, also when two calls race.
 
+        Args:
+            principal: whose session it is.
+            request: what is asked for.
+            parent_id: the principal's session that spawns this one, which then works beneath its policy.
+
         Raises:
             RookeryError: ``invalid_argument``, ``too_many_sessions``, ``model_auth_failed``, ``sandbox_unavailable``,
-                ``storage_unavailable``.
+                ``storage_unavailable``; with a parent ``session_not_found``, ``session_ended``, ``policy_denied``.
         """
         store, called_at = self._services.store, anyio.current_time()
         if request.request_id is not None:
             known = await store.session_by_request(principal, request.request_id)
             if known is not None:
                 return known.id
-        session, turn, policy = self._new_session(principal, request, token_id)
+        parent = None if parent_id is None else await store.session(principal, parent_id)
+        siblings = None if parent is None else room_for_child(self._services, parent)
+        session, turn, policy = self._new_session(principal, request, token_id, parent)
         self._services.gateway.require_credential()
         await screen(self._services, session, 1, request.prompt)
         async with self._fleet.place(principal):
-            return await self._spawned(session, turn, policy, called_at)
+            return await self._spawned(session, turn, policy, called_at, siblings)
 
-    async def _spawned(self, session: SessionRecord, turn: TurnRecord, policy: Policy, called_at: float) -> str:
+    async def _spawned(
+        self, session: SessionRecord, turn: TurnRecord, policy: Policy, called_at: float, siblings: int | None
+    ) -> str:
         """Start a session that has a place; its id."""
         await self._fleet.make_room()
         warm = None
         if session.sandbox_kind == self._services.providers.default.name:
             warm = self._fleet.pool.take(launch_options(session, policy, self._services.settings.model))
         if warm is not None:
-            adopted = {"id": warm.session_id, "root_id": warm.session_id, "sandbox": dict(warm.sandbox.reference)}
+            root = warm.session_id if session.parent_id is None else session.root_id
+            adopted = {"id": warm.session_id, "root_id": root, "sandbox": dict(warm.sandbox.reference)}
             session = session.model_copy(update=adopted)
             turn = turn.model_copy(update={"session_id": warm.session_id})
         # From the row on, the session must get its actor, whatever becomes of the one who asked.
         with anyio.CancelScope(shield=True):
             async with self._fleet.lock(session.id):
-                created = await self._create(session, turn, warm)
+                created = await self._create(session, turn, warm, siblings)
                 if created.id != session.id:
                     return created.id
                 actor = self._fleet.start(created, policy, turn, warm=warm)
@@ -72,12 +85,14 @@ class Spawning:
         self._services.metrics.spawned(anyio.current_time() - called_at, warm=warm is not None)
         return created.id
 
-    async def _create(self, session: SessionRecord, turn: TurnRecord, warm: LiveAgent | None) -> SessionRecord:
+    async def _create(
+        self, session: SessionRecord, turn: TurnRecord, warm: LiveAgent | None, siblings: int | None
+    ) -> SessionRecord:
         """Write the session; a warm agent that it does not get after all is ended."""
         created: SessionRecord | None = None
         try:
             created = await self._services.store.create_session(
-                session, turn, most_open=self._services.settings.principal_sessions
+                session, turn, most_open=self._services.settings.principal_sessions, siblings=siblings
             )
         finally:
             if warm is not None and created is not None and created.id == session.id:
@@ -101,7 +116,7 @@ class Spawning:
             raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"sandbox: {error.message}") from error
 
     def _new_session(
-        self, principal: str, request: SpawnRequest, token_id: str | None
+        self, principal: str, request: SpawnRequest, token_id: str | None, parent: SessionRecord | None
     ) -> tuple[SessionRecord, TurnRecord, Policy]:
         settings, clock = self._services.settings, self._services.clock
         session_id, now = clock.session_id(), clock.now()
@@ -136,6 +151,8 @@ class Spawning:
         turn = TurnRecord(
             session_id=session_id, number=1, prompt=request.prompt, request_id=request.request_id, started_at=now
         )
+        if parent is not None:
+            session = as_child(session, parent)
         policy = self._services.policy_of(session)
         check_model(policy, session.model)
         cap = tightest(policy.limits.usd, budget)

@@ -55,8 +55,11 @@ class PermissionAuthority(Protocol):
         """
         ...
 
-    async def ask(self, request: ToolRequest, tool_use_id: str, decision: Decision) -> Verdict:
-        """Put a call that the policy wants asked to a person, and wait while the question is hot."""
+    async def ask(self, request: ToolRequest, tool_use_id: str, decision: Decision, *, deferrable: bool) -> Verdict:
+        """Put a call that the policy wants asked to a person, and wait while the question is hot.
+
+        With ``deferrable`` the answer may be to put it off, of one call at a time.
+        """
         ...
 
     async def after(self, request: ToolRequest, tool_use_id: str, response: object) -> str | None:
@@ -96,7 +99,7 @@ class PermissionGate:
         given: Mapping[str, Any] = dict(hook_input)
         self._remember(given.get("tool_use_id") or tool_use_id, given.get("cwd"))
         verdict, updated = await self._closed(
-            given.get("tool_name"), given.get("tool_input"), given.get("tool_use_id") or tool_use_id
+            given.get("tool_name"), given.get("tool_input"), given.get("tool_use_id") or tool_use_id, deferrable=True
         )
         answer: dict[str, Any] = {"hookEventName": "PreToolUse", "permissionDecisionReason": verdict.because}
         if verdict.defer:
@@ -130,7 +133,7 @@ class PermissionGate:
         self, tool: str, tool_input: dict[str, Any], context: ToolPermissionContext
     ) -> PermissionResultAllow | PermissionResultDeny:
         """Second gate: what the CLI itself would have asked. The engine is asked afresh; nothing is remembered."""
-        verdict, updated = await self._closed(tool, tool_input, context.tool_use_id)
+        verdict, updated = await self._closed(tool, tool_input, context.tool_use_id, deferrable=False)
         if verdict.effect is Effect.ALLOW and not verdict.defer:
             return PermissionResultAllow(updated_input=dict(updated) if updated is not None else tool_input)
         return PermissionResultDeny(message=verdict.because)
@@ -143,7 +146,7 @@ class PermissionGate:
                 del self._cwds[next(iter(self._cwds))]
 
     async def _closed(
-        self, tool: object, tool_input: object, tool_use_id: object
+        self, tool: object, tool_input: object, tool_use_id: object, *, deferrable: bool
     ) -> tuple[Verdict, Mapping[str, Any] | None]:
         """Judge a call; any failure whatever is a denial (row R23)."""
         try:
@@ -155,7 +158,8 @@ class PermissionGate:
             request = ToolRequest(tool=tool, input=tool_input)
             decision = await authority.judge(request, tool_use_id, self._cwds.get(tool_use_id))
             if decision.effect is Effect.ASK:
-                return await authority.ask(request, tool_use_id, decision), decision.input
+                verdict = await authority.ask(request, tool_use_id, decision, deferrable=deferrable)
+                return verdict, decision.input
             return Verdict(decision.effect, decision.because), decision.input
         except Exception:
             log.exception("permission decision failed; the call is denied", tool=str(tool)[:80])

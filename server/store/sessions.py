@@ -14,6 +14,7 @@ from server.store import moves
 from server.store.allotments import allot
 from server.store.database import insert as insert_or
 from server.store.events import append
+from server.store.kinship import check_siblings
 from server.store.room import Fields, Room, changed_one, columns, owned_session, record, session_row
 from server.store.tables import commands, counters, servers, session_labels, sessions, turns
 
@@ -25,7 +26,12 @@ class Sessions(Room):
     """The sessions' rows. Every look-up on behalf of a caller is by (principal, id)."""
 
     async def create_session(
-        self, session: SessionRecord, turn: TurnRecord | None, *, most_open: int | None = None
+        self,
+        session: SessionRecord,
+        turn: TurnRecord | None,
+        *,
+        most_open: int | None = None,
+        siblings: int | None = None,
     ) -> SessionRecord:
         """Write a session with its first turn and the events STATE and TURN_STARTED, as the intent to start it.
 
@@ -34,12 +40,19 @@ class Sessions(Room):
         A ``request_id`` that this principal used before changes nothing: the session it made is returned. The cap of
         a child that another session spawns is set aside in that one's budget.
 
+        Args:
+            session: what to write.
+            turn: its first turn.
+            most_open: how many sessions of its principal may not have ended; None: any number.
+            siblings: how many children of its parent may be at work, this one included; None: any number.
+
         Raises:
             RookeryError: ``budget_exceeded``: the one that spawns it has not that much left; ``session_not_found``,
                 ``session_ended``: it is gone, or has ended; ``too_many_sessions``: the principal has ``most_open``
-                sessions that have not ended; ``storage_unavailable``.
+                sessions that have not ended; ``policy_denied``: as many siblings are at work already;
+                ``storage_unavailable``.
         """
-        written = await self._database.write(_create, session, turn, most_open)
+        written = await self._database.write(_create, session, turn, most_open, siblings)
         if written.id == session.id:
             self._changed(written.id)
         return written
@@ -164,7 +177,11 @@ class Sessions(Room):
 
 
 def _create(
-    connection: Connection, session: SessionRecord, turn: TurnRecord | None, most_open: int | None
+    connection: Connection,
+    session: SessionRecord,
+    turn: TurnRecord | None,
+    most_open: int | None,
+    siblings: int | None,
 ) -> SessionRecord:
     if session.request_id is not None:
         seen = _by_request(connection, session.principal, session.request_id)
@@ -177,6 +194,7 @@ def _create(
         parent = session_row(connection, session.parent_id, lock=True)
         if parent.state.is_terminal:
             raise moves.refusal(parent)
+    check_siblings(connection, session, siblings)
     session = session.model_copy(update={"state": SessionState.STARTING, "turn": 0 if turn is None else 1})
     statement = insert_or(connection, sessions).values(columns(session))
     if session.request_id is not None:

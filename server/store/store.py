@@ -14,6 +14,7 @@ from server.store.costs import Costs
 from server.store.database import open_database
 from server.store.decisions import Decisions
 from server.store.events import Events
+from server.store.kinship import Kinship
 from server.store.ledger import Ledger
 from server.store.listing import Listing
 from server.store.processes import Processes
@@ -39,6 +40,7 @@ class Store(
     Checkpoints,
     Census,
     Tokens,
+    Kinship,
 ):
     """Everything that must outlive a process. Each method is one transaction: done in full, or not at all."""
 

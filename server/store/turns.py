@@ -12,6 +12,7 @@ from server.models import TRANSITIONS, EventKind, SessionState, TurnRecord
 from server.models import SessionRecord as Session
 from server.store import moves
 from server.store.events import append
+from server.store.kinship import check_siblings
 from server.store.room import Fields, Room, changed_one, columns, not_found, record, session_row
 from server.store.sessions import started_data
 from server.store.tables import servers, turns
@@ -28,6 +29,7 @@ class Turns(Room):
         owner: str | None = None,
         budget_nano_usd: int | None = None,
         budget_tokens: int | None = None,
+        siblings: int | None = None,
     ) -> tuple[TurnRecord, bool]:
         """Start the next turn of an idle session: ``idle → running``, its row, and the events STATE and TURN_STARTED.
 
@@ -40,17 +42,19 @@ class Turns(Room):
                 in another server that is registered.
             budget_nano_usd: new total cap of the session; None leaves the cap as it is.
             budget_tokens: the same in tokens.
+            siblings: how many children of the session's parent may be at work, this one included; None: any number.
 
         Returns:
             The turn, and whether it is new.
 
         Raises:
             RookeryError: ``session_not_found``; ``session_busy`` while a turn runs or another server holds the
-                session; ``session_ended``; ``budget_exceeded``: its parent has not that much left to give.
+                session; ``session_ended``; ``budget_exceeded``: its parent has not that much left to give;
+                ``policy_denied``: too many siblings are at work.
         """
         caps = {"budget_nano_usd": budget_nano_usd, "budget_tokens": budget_tokens}
         given = {name: cap for name, cap in caps.items() if cap is not None}
-        begun, is_new = await self._database.write(_begin, session_id, turn, owner, given, self._now())
+        begun, is_new = await self._database.write(_begin, session_id, turn, owner, given, siblings, self._now())
         if is_new:
             self._changed(session_id)
         return begun, is_new
@@ -132,6 +136,7 @@ def _begin(
     turn: TurnRecord,
     owner: str | None,
     caps: Fields,
+    siblings: int | None,
     at: datetime,
 ) -> tuple[TurnRecord, bool]:
     session = session_row(connection, session_id, lock=True)
@@ -143,6 +148,7 @@ def _begin(
             return record(TurnRecord, seen), False
     if session.state is not SessionState.IDLE:
         raise moves.refusal(session)
+    check_siblings(connection, session, siblings)
     changes: dict[str, Any] = dict(caps)
     if owner is not None:
         if session.owner not in (None, owner) and session.resident and _is_registered(connection, session.owner):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server.errors import ErrorCode, RookeryError
-from server.models import Outcome, SessionState, StopReason
-from tests.house import ME, bash, go_on, open_house, settled, spawn, until
+from server.models import Outcome, PendingApproval, SessionState, StopReason
+from tests.house import ME, bash, go_on, open_house, say, settled, spawn, until
 
 ASKING = """
 version: 1
@@ -89,6 +90,83 @@ async def test_an_expired_question_is_a_denial_and_the_session_goes_on(tmp_path:
         assert "approval_expired" in outcome.text
         assert outcome.denials == 1
         assert (await go_on(registry, session_id, [{"text": "fine"}])).text == "fine"
+
+
+BOTH = [bash("touch one"), {**bash("touch two"), "parallel": True}, {"reply_with": "tool_results"}]
+
+
+async def test_calls_of_one_moment_are_each_asked_about_and_answered_by_themselves(tmp_path: Path) -> None:
+    answers = {"Bash: touch one": False, "Bash: touch two": True}
+    async with open_house(tmp_path / "home", policy_dir=policy_dir(tmp_path)) as registry:
+        session_id = await spawn(registry, BOTH, policy="asking")
+        seen: set[str] = set()
+        for _ in answers:
+            # The CLI asks about one shell command after the other.
+            outcome = await until(registry, session_id, lambda now: asked(now) and fresh(now, seen))
+            (pending,) = fresh(outcome, seen)
+            seen.add(pending.approval_id)
+            await registry.answer_approval(ME, pending.approval_id, allow=answers[pending.summary])
+        outcome = await settled(registry, session_id)
+        assert (outcome.changed_files, outcome.denials) == (("two",), 1)
+
+
+def fresh(outcome: Outcome, seen: set[str]) -> list[PendingApproval]:
+    return [one for one in outcome.pending_approvals if one.approval_id not in seen]
+
+
+async def test_of_calls_that_nobody_answers_one_waits_over_a_restart_and_the_others_are_to_be_made_again(
+    tmp_path: Path,
+) -> None:
+    home, policies = tmp_path / "home", policy_dir(tmp_path)
+
+    def asleep(outcome: Outcome) -> bool:
+        return outcome.stop_reason is StopReason.AWAITING_APPROVAL
+
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        session_id = await spawn(registry, BOTH, policy="asking")
+        outcome = await until(registry, session_id, asleep)
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        (pending,) = (await until(registry, session_id, asked)).pending_approvals
+        assert pending.summary == "Bash: touch one"
+        await registry.answer_approval(ME, pending.approval_id, allow=True)
+        outcome = await settled(registry, session_id)
+        assert (outcome.stop_reason, outcome.turn, outcome.denials) == (StopReason.END_TURN, 1, 1)
+        assert outcome.changed_files == ("one",)
+        assert "make this one again" in outcome.text
+        # What is made again by itself is asked about, put off and taken up like the first.
+        session_id = outcome.session_id
+        await say(registry, session_id, [bash("touch two"), {"reply_with": "tool_results"}])
+        (pending,) = (await until(registry, session_id, asleep)).pending_approvals
+        await registry.answer_approval(ME, pending.approval_id, allow=True)
+        assert (await settled(registry, session_id)).changed_files == ("two",)
+
+
+async def test_a_question_that_expires_in_a_sleeping_session_ends_the_turn_with_a_typed_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.registry.EXPIRY_S", 0.2)
+    options: dict[str, Any] = {"approval_hot_s": 0.2, "approval_ttl_s": 1.5}
+    async with open_house(tmp_path / "home", policy_dir=policy_dir(tmp_path), **options) as registry:
+        session_id = await spawn(registry, STEPS, policy="asking")
+        outcome = await until(registry, session_id, lambda now: now.state is SessionState.IDLE)
+        assert outcome.error is not None
+        assert (outcome.error.code, outcome.denials) == (ErrorCode.APPROVAL_EXPIRED, 1)
+        outcome = await go_on(registry, session_id, [{"text": "fine"}])
+        assert (outcome.text, outcome.changed_files) == ("fine", ())
+
+
+async def test_an_answer_does_not_outlive_a_policy_that_was_tightened_meanwhile(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path)
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        session_id = await spawn(registry, STEPS, policy="asking")
+        (pending,) = (await until(registry, session_id, asked)).pending_approvals
+        fresh = policies / "fresh"
+        fresh.write_text(ASKING.replace("effect: ask", "effect: deny"))
+        fresh.replace(policies / "asking.yaml")
+        await registry.answer_approval(ME, pending.approval_id, allow=True)
+        outcome = await settled(registry, session_id)
+        assert (outcome.changed_files, outcome.denials) == ((), 1)
+        assert "touching is asked" in outcome.text
 
 
 async def test_an_interrupt_ends_a_wait_for_a_person(tmp_path: Path) -> None:

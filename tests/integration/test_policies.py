@@ -11,8 +11,10 @@ import pytest
 
 from policies import PRESETS
 from server.errors import ErrorCode, RookeryError
+from server.gateway.scripted import prompt_with
 from server.models import Decider, Event, EventKind, StopReason
 from server.registry import Registry
+from server.requests import SpawnRequest
 from tests.house import ME, PATIENCE_S, bash, events, go_on, open_house, run, seen, settled, spawn
 
 NO_TOUCH = """
@@ -167,6 +169,90 @@ async def test_conditions_on_state_outlive_the_server(tmp_path: Path) -> None:
         # A denied call was never admitted, and is not counted; the two others are.
         outcome = await go_on(registry, session_id, [bash("touch four"), REPLY])
         assert (outcome.denials, outcome.changed_files) == (1, ())
+
+
+STATE = """
+version: 1
+extends: trusted
+roles:
+  reader: {tools: [Read, Glob, Grep]}
+rules:
+  - id: no-shell-after-reading
+    effect: deny
+    tools: [Bash]
+    when: {after: {tool: Read, within: session}}
+    because: "first think"
+  - id: one-search
+    effect: deny
+    tools: [Glob]
+    when: {count: {tool: Glob, at_least: 1, within: turn}}
+    because: "one search a turn"
+"""
+
+
+async def test_roles_earlier_calls_and_calls_in_flight_bind_a_running_agent(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, own=STATE)
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        outcome = await run(registry, [{"reply_with": "tools"}], policy="own@reader")
+        assert {"Bash", "Glob", "Read", "Write"} & set(outcome.text.split()) == {"Glob", "Read"}
+        told = await registry.explain_policy(
+            ME, session_id=outcome.session_id, policy=None, tool="Bash", tool_input={"command": "ls"}
+        )
+        assert (told.decision, told.rule) == ("deny", "rookery:role")
+        search: dict[str, Any] = {"tool": "Glob", "input": {"pattern": "*.py"}}
+        reading = {"tool": "Read", "input": {"file_path": "/workspace/none"}}
+        steps = [bash("touch before"), search, {**search, "parallel": True}, reading, bash("touch after"), REPLY]
+        outcome = await run(registry, steps, policy="own")
+        assert outcome.changed_files == ("before",)
+        assert denials(await events(registry, outcome.session_id)) == ["one-search", "no-shell-after-reading"]
+        told = await registry.explain_policy(
+            ME, session_id=outcome.session_id, policy=None, tool="Bash", tool_input={"command": "ls"}
+        )
+        assert told.rule == "no-shell-after-reading", "what is explained is what would be decided"
+        with pytest.raises(RookeryError, match=r"has no role 'writer'.*reader"):
+            await spawn(registry, "hello", policy="own@writer")
+
+
+async def test_r25_b06_children_work_beneath_their_parent_and_within_its_bounds(tmp_path: Path) -> None:
+    """R25 and B06: whatever a child names, it gets no more than its parent has, nor more children than it may."""
+    narrow = NO_TOUCH.replace("extends: trusted", "extends: trusted\nlimits: {depth: 1, children: 1}")
+    narrow = narrow.replace("effect: deny", "effect: deny\n    advisory: true")
+    policies = policy_dir(tmp_path, narrow=narrow)
+
+    async def child(prompt: list[dict[str, Any]], **request: Any) -> str:
+        given = SpawnRequest(prompt=prompt_with(prompt), policy="trusted", budget_usd=0.1, **request)
+        return await registry.spawn(ME, given, parent_id=parent.session_id)
+
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        parent = await run(registry, [{"text": "hello"}], policy="narrow", tools=("Bash", "Read"))
+        waiting = bash("echo > started; while [ ! -e /workspace/go ]; do sleep 0.05; done")
+        answers: list[str | RookeryError] = []
+
+        async def at_once() -> None:
+            try:
+                answers.append(await child([waiting, bash("touch made"), REPLY]))
+            except RookeryError as error:
+                answers.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(at_once)
+        (first,) = [one for one in answers if isinstance(one, str)]
+        assert {one.code for one in answers if isinstance(one, RookeryError)} == {ErrorCode.POLICY_DENIED}
+        view = await registry.get(ME, first)
+        assert (view.parent_id, view.root_id) == (parent.session_id, parent.session_id)
+        with pytest.raises(RookeryError, match="nest 1 deep"):
+            await registry.spawn(ME, SpawnRequest(prompt="deeper", policy="trusted"), parent_id=first)
+        await _let_go(registry, first)
+        outcome = await settled(registry, first)
+        assert (outcome.denials, "made" in outcome.changed_files) == (1, False)
+        # One that rests takes no place, but takes one again when it goes on.
+        second = await child([waiting, REPLY])
+        with pytest.raises(RookeryError, match="only 1 agents"):
+            await go_on(registry, first, [{"text": "late"}])
+        await registry.end(ME, second, delete=False)
+        offered = set((await go_on(registry, first, [{"reply_with": "tools"}])).text.split())
+        assert {"Bash", "Read", "Write", "WebFetch"} & offered == {"Bash", "Read"}
 
 
 async def test_a_tightened_file_holds_for_a_turn_that_runs(tmp_path: Path) -> None:
