@@ -149,7 +149,7 @@ class SpawnRequest(Request):
     @classmethod
     def _policy(cls, value: str | None) -> str | None:
         if value is not None and not all(IDENTIFIER.fullmatch(part) for part in value.split("@", 1)):
-            raise ValueError("is not a policy: give its name, or name@role for a role in it")
+            raise ValueError("is not an identifier: give a policy's name, or name@role for a role in it")
         return value
 
     @field_validator("request_id")
