@@ -89,6 +89,19 @@ class ApprovalDesk:
         await store.append_events(self._session.id, known.turn, [(EventKind.APPROVAL, data)])
         return _verdict(known)
 
+    async def has_unfinished(self) -> bool:
+        """Whether some call that was asked about has had no result yet.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        store = self._services.store
+        asked = await store.approvals(self._session.principal, self._session.id, pending=False)
+        if not asked:
+            return False
+        results = await store.events(self._session.id, kinds=[EventKind.TOOL_RESULT], limit=1_000_000)
+        return bool({one.tool_use_id for one in asked} - {event.data.get("id") for event in results})
+
     async def _known(self, request: ToolRequest, tool_use_id: str) -> ApprovalRecord | None:
         """The question about this very call, if it was asked before."""
         for known in await self._services.store.approvals(self._session.principal, self._session.id, pending=False):

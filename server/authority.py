@@ -56,6 +56,14 @@ class SessionAuthority:
         """
         await self._history.restore(self._store, self._session.id)
 
+    async def owes_a_call(self) -> bool:
+        """Whether the agent will first take up a call that an earlier turn put off and nobody answered in time.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        return await self._desk.has_unfinished()
+
     @property
     def denials(self) -> int:
         """Calls denied in the present turn, each counted once."""
@@ -208,6 +216,9 @@ class SessionAuthority:
 
     async def _deny(self, request: ToolRequest, tool_use_id: str, because: str, rule: str | None) -> None:
         self._history.withdraw(tool_use_id)
+        if self._history.was_denied(tool_use_id, before=self._turn):
+            # Told and counted when its question expired, while the agent slept.
+            return
         self._denied[tool_use_id] += 1
         if self._denied[tool_use_id] > 1:
             return

@@ -28,6 +28,8 @@ def is_foreign_result(message: Message, turn: OpenTurn | None) -> bool:
         return True
     answered = message.user_message_uuids
     expects = turn.record.origin is TurnOrigin.PROMPT and not turn.resumed
+    if expects and turn.leftover and not answered:
+        return not message.is_error and not turn.interrupted and not turn.timed_out
     return expects and bool(answered) and turn.message_id not in (answered or ())
 
 

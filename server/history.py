@@ -54,6 +54,10 @@ class CallHistory:
         """Calls of a turn that earlier actors denied, for a turn that slept goes on counting."""
         return tuple(self._denied.get(turn, ()))
 
+    def was_denied(self, call: str, *, before: int) -> bool:
+        """Whether a call was denied in a turn before this one."""
+        return any(call in calls for turn, calls in self._denied.items() if turn < before)
+
     def before(self, call: str) -> tuple[ToolUse, ...]:
         """What a call is judged by: all that was admitted before it, and never the call itself."""
         if call in self._admitted:

@@ -204,6 +204,8 @@ class SessionActor:
             beside.start_soon(checkpoint)
             live = await self.placement.agent_of(self.session, self._policy, sandbox, stack)
             await self._authority.restore()
+            if self._turn is not None and not self._turn.resumed:
+                self._turn.leftover = await self._authority.owes_a_call()
             self._take_over(live)
             if not live.agent.alive:
                 await stack.enter_async_context(live.agent)
