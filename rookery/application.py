@@ -22,6 +22,7 @@ from server.settings import Settings, UpstreamKind
 from server.store import open_store
 from server.telemetry.export import exporting
 from server.telemetry.metrics import NO_METRICS, Metrics
+from tools.delegation import Delegating
 
 
 @asynccontextmanager
@@ -68,6 +69,7 @@ async def open_registry(
         )
         tasks = await stack.enter_async_context(background_tasks())
         await tasks.start(gateway.serve, run_directory / "gateway.sock")
+        delegating = Delegating()
         services = Services(
             settings=settings,
             store=store,
@@ -78,8 +80,11 @@ async def open_registry(
             clock=clock,
             server_id=server_id,
             metrics=metrics,
+            delegate=delegating,
         )
-        yield await stack.enter_async_context(open_sessions(services, leases, visiting=visiting))
+        async with open_sessions(services, leases, visiting=visiting) as registry:
+            delegating.attach(registry)
+            yield registry
 
 
 def prepare_home(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from policies import Limits
 from server.errors import ErrorCode, RookeryError
 from server.models import SessionRecord
 from server.policy_book import lineage
@@ -20,20 +21,19 @@ def as_child(session: SessionRecord, parent: SessionRecord) -> SessionRecord:
     )
 
 
-def room_for_child(services: Services, parent: SessionRecord) -> int | None:
-    """How many of a session's children may be at work, for the store to hold; None when its policy has no bound.
+def room_for_child(services: Services, parent: SessionRecord) -> int:
+    """How many of a session's children may be at work, for the store to hold.
 
     Raises:
         RookeryError: ``session_ended``; ``policy_denied``: it may have no children, or is nested too deeply for any.
     """
     if parent.state.is_terminal:
         raise RookeryError(ErrorCode.SESSION_ENDED, "The session that would spawn this one has ended.")
-    limits = services.policy_of(parent).limits
-    if limits.depth is not None and len(parent.parent_policies or ()) >= limits.depth:
-        raise RookeryError(
-            ErrorCode.POLICY_DENIED, f"The policy lets agents nest {limits.depth} deep at most: do the work yourself."
-        )
-    return limits.children
+    limits, settings = services.policy_of(parent).limits, services.settings
+    depth = min(settings.max_depth, settings.max_depth if limits.depth is None else limits.depth)
+    if len(parent.parent_policies or ()) >= depth:
+        raise RookeryError(ErrorCode.POLICY_DENIED, f"Agents may be nested {depth} deep at most: do the work yourself.")
+    return _children(services, limits)
 
 
 async def room_beside_siblings(services: Services, session: SessionRecord) -> int | None:
@@ -46,4 +46,9 @@ async def room_beside_siblings(services: Services, session: SessionRecord) -> in
         if error.code is ErrorCode.SESSION_NOT_FOUND:
             return None
         raise
-    return services.policy_of(parent).limits.children
+    return _children(services, services.policy_of(parent).limits)
+
+
+def _children(services: Services, limits: Limits) -> int:
+    bound = services.settings.max_children
+    return bound if limits.children is None else min(bound, limits.children)

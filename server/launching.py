@@ -15,6 +15,7 @@ from policies import Policy
 from server.agent.agent import Agent
 from server.agent.launch import LaunchOptions, transcript_files
 from server.agent.permissions import PermissionGate
+from server.delegation import SERVER, Delegation, may_delegate
 from server.egress import EgressOutlet
 from server.errors import RookeryError
 from server.gateway import Grant
@@ -23,6 +24,7 @@ from server.models import SessionRecord
 from server.policy_book import turns_of
 from server.sandboxes.base import Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
+from server.settings import Settings
 from server.workspaces import fill
 
 STOP_TIMEOUT_S: Final = 20.0
@@ -32,14 +34,15 @@ CONVERSATION: Final = frozenset({"user", "assistant"})
 """Transcript entries that the CLI needs to find at least one of, to take a conversation up again."""
 
 
-def launch_options(session: SessionRecord, policy: Policy, default_model: str | None) -> LaunchOptions:
+def launch_options(session: SessionRecord, policy: Policy, settings: Settings) -> LaunchOptions:
     """What the session's agent is started with."""
     return LaunchOptions(
         tools=policy.offered_tools(session.tools),
-        model=session.model or default_model,
+        model=session.model or settings.model,
         system_prompt=session.system_prompt,
         max_turns=turns_of(policy.limits, session.max_turns),
         output_schema=None if session.output_schema is None else json.dumps(session.output_schema),
+        mcp_servers=(SERVER,) if may_delegate(session, policy, max_depth=settings.max_depth) else (),
         network=bool(policy.network),
         intercept=policy.intercepts,
     )
@@ -59,6 +62,8 @@ class LiveAgent:
     gate: PermissionGate
     outlet: EgressOutlet | None
     """Its way to the network; None where its launch options have none."""
+    delegation: Delegation | None
+    """Rookery's own tools in its hands; None where its policy gives it none."""
     agent: Agent
     closing: AsyncExitStack
     """Ends the agent, revokes its grant and stops its sandbox, in this order."""
@@ -111,6 +116,7 @@ def _prepare(
     if outlet is not None:
         stack.callback(outlet.close)
     gate = PermissionGate(hot_s=services.settings.approval_hot_s, after=services.hooks.any_for(PostToolUse))
+    delegation = services.delegate(gate.admissions) if SERVER in options.mcp_servers else None
     agent = Agent(
         sandbox=sandbox,
         session_id=session_id,
@@ -121,10 +127,11 @@ def _prepare(
         # The SDK asks at run time which of the store's optional methods there are.
         transcript=cast(SessionStore, services.store.transcript_store(session_id)),
         gate=gate,
+        mcp_servers={} if delegation is None else {SERVER: delegation.server},
         outlet=outlet,
         trust=outlet.trust if outlet is not None and options.intercept else None,
     )
-    return LiveAgent(session_id, sandbox, grant, gate, outlet, agent, stack)
+    return LiveAgent(session_id, sandbox, grant, gate, outlet, delegation, agent, stack)
 
 
 async def _stop_bounded(sandbox: Sandbox) -> None:

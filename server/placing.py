@@ -64,7 +64,7 @@ class Placement:
             await stack.enter_async_context(warm.closing)
             if warm.agent.alive:
                 return warm
-        options = launch_options(session, policy, self._services.settings.model)
+        options = launch_options(session, policy, self._services.settings)
         return await prepare_again(self._services, session, sandbox, options, stack)
 
     async def close(self) -> None:

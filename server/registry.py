@@ -27,6 +27,7 @@ from server.forking import Forking
 from server.forwarding import Forwarding
 from server.holding import Holding
 from server.inbox import Leave
+from server.inheritance import inherited
 from server.janitor import Janitor
 from server.launching import open_sandbox
 from server.leases import HEARTBEAT_S, Leases
@@ -83,7 +84,7 @@ class Registry(SessionReader):
             RookeryError: ``invalid_argument``, ``too_many_sessions``, ``model_auth_failed``, ``sandbox_unavailable``,
                 ``storage_unavailable``; with a parent ``session_not_found``, ``session_ended``, ``policy_denied``.
         """
-        return await self._spawning.spawn(principal, request, token_id, parent_id)
+        return await self._spawning.spawn(principal, request, token_id=token_id, parent_id=parent_id)
 
     async def prompt(self, principal: str, session_id: str, request: PromptRequest) -> int:
         """Start the session's next turn; its number. An already seen ``request_id`` gives the turn that it gave first.
@@ -181,19 +182,36 @@ class Registry(SessionReader):
             ErrorCode.TIMEOUT, "The turn is being stopped but has not stopped yet; call get_session in a moment."
         )
 
-    async def end(self, principal: str, session_id: str, *, delete: bool) -> Deletion:
+    async def end(self, principal: str, session_id: str, *, delete: bool, descendants: bool = False) -> Deletion:
         """End a session for good; with ``delete`` also remove its files, transcript and events (not its costs).
+
+        With ``descendants`` all that it spawned, and they in turn, are ended first, those furthest down before others.
 
         Raises:
             RookeryError: ``session_not_found``, ``storage_unavailable``.
         """
+        ended = 0
+        if descendants:
+            await self._services.store.session(principal, session_id)
+            for below in reversed(await self._services.store.descendants(session_id)):
+                await self.end(principal, below, delete=delete)
+                ended += 1
         session, result = await self._elsewhere(principal, session_id, "end", {})
         if result is None:
             async with self._fleet.lock(session_id):
                 await self._end_here(session)
         if delete:
             await self.janitor.delete(await self._services.store.session(principal, session_id))
-        return Deletion(session_id=session_id, state=SessionState.ENDED, deleted=delete)
+        return Deletion(session_id=session_id, state=SessionState.ENDED, deleted=delete, descendants_ended=ended)
+
+    async def inherited(self, parent: SessionRecord, request: SpawnRequest) -> SpawnRequest:
+        """A request for a child of a session: see :func:`server.inheritance.inherited`."""
+        current = await self._services.store.session(parent.principal, parent.id)
+        return await inherited(self._services, current, request)
+
+    async def descends(self, session_id: str, ancestor_id: str) -> bool:
+        """Whether a session was spawned by another, or by one that was, and so on."""
+        return await self._services.store.descends(session_id, ancestor_id)
 
     async def _end_here(self, session: SessionRecord) -> None:
         store = self._services.store

@@ -202,6 +202,9 @@ class ListRequest(Request):
     labels: dict[Label, Label] = Field(
         default_factory=dict, max_length=MAX_LABELS, description="only sessions with all of these labels"
     )
+    parent_id: str | None = Field(
+        default=None, max_length=128, description="only sessions that this one spawned, and forks of it"
+    )
     limit: int = Field(default=20, ge=1, le=200, description="most sessions to answer with")
     cursor: str | None = Field(default=None, max_length=200, description="`cursor` of the page before")
 

@@ -9,6 +9,7 @@ from policies import Policy
 from server.audit import AuditTrail
 from server.checkpoints import Checkpoints
 from server.clock import Clock
+from server.delegation import Admissions, Delegate, Delegation
 from server.egress import EgressProxy
 from server.errors import ErrorCode, RookeryError
 from server.files import HostFiles, RemoteEngines, RemoteFiles, WorkspaceFiles
@@ -22,6 +23,10 @@ from server.sandboxes.shipping import RootSandbox
 from server.settings import Settings
 from server.store import Store
 from server.telemetry.metrics import NO_METRICS, Metrics
+
+
+def _no_tools(_: Admissions) -> Delegation:
+    raise RookeryError(ErrorCode.INTERNAL, "This server gives its agents no tools of its own.")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Services:
     server_id: str
     """This process, in leases and commands."""
     metrics: Metrics = NO_METRICS
+    delegate: Delegate = field(default=_no_tools)
+    """Makes Rookery's own tools for an agent."""
     scratch: set[str] = field(default_factory=set)
     """Ids of sandboxes in use that no session will ever have; the janitor leaves them alone."""
 

@@ -219,6 +219,8 @@ class SessionActor:
         live.grant.terms = lambda: self._services.policy_of(session)
         live.grant.bind(session_id=session.id, root_id=session.root_id, principal=session.principal)
         live.gate.authority = self._authority
+        if live.delegation is not None:
+            live.delegation.bind(session)
         if live.outlet is not None:
             live.outlet.allow(lambda: self._services.policy_of(session).egress, self._tell)
         self._grant, self._agent = live.grant, live.agent

@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     )
     principal_turns: int | None = Field(default=None, ge=1, le=10_000, description="turns of one principal at once")
     queue_s: float = Field(default=10, ge=0, le=600, description="how long a prompt waits for a place")
+    max_depth: int = Field(default=4, ge=0, le=64, description="how deep agents that spawn agents may nest")
+    max_children: int = Field(default=16, ge=0, le=1000, description="agents of one session that may work at once")
     max_wait_s: float = Field(default=50, gt=0, le=3600, description="longest wait inside one tool call")
     toolsets: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("all",), description="which tools are offered (comma separated): all, simple, or themes"

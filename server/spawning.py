@@ -30,7 +30,7 @@ class Spawning:
         self._fleet = fleet
 
     async def spawn(
-        self, principal: str, request: SpawnRequest, token_id: str | None = None, parent_id: str | None = None
+        self, principal: str, request: SpawnRequest, *, token_id: str | None = None, parent_id: str | None = None
     ) -> str:
         """Start a session; its id, once it is durable and its sandbox exists.
 
@@ -65,7 +65,7 @@ class Spawning:
         await self._fleet.make_room()
         warm = None
         if session.sandbox_kind == self._services.providers.default.name:
-            warm = self._fleet.pool.take(launch_options(session, policy, self._services.settings.model))
+            warm = self._fleet.pool.take(launch_options(session, policy, self._services.settings))
         if warm is not None:
             root = warm.session_id if session.parent_id is None else session.root_id
             adopted = {"id": warm.session_id, "root_id": root, "sandbox": dict(warm.sandbox.reference)}

@@ -189,6 +189,7 @@ class Deletion(Record):
     session_id: str
     state: SessionState
     deleted: bool
+    descendants_ended: int = 0
     details: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -135,8 +135,8 @@ class ToolServer(MCPServer[Any]):
         principal: whose sessions these are.
         max_wait_s: longest wait inside one call, in seconds.
         read_only: whether a call may change nothing, not even by asking the user or as a task.
-        tasks: calls that go on as tasks.
-        subscriptions: who is told of changes.
+        tasks: calls that go on as tasks; None: none do.
+        subscriptions: who is told of changes; None: nobody is.
     """
 
     def __init__(
@@ -148,15 +148,13 @@ class ToolServer(MCPServer[Any]):
         max_wait_s: float,
         on_failure: Callable[[ErrorCode], None] | None = None,
         read_only: bool = False,
-        tasks: TasksExtension,
-        subscriptions: Subscriptions,
+        tasks: TasksExtension | None = None,
+        subscriptions: Subscriptions | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(
-            extensions=() if read_only else (tasks,), lifespan=lambda _: subscriptions.watching(), **options
-        )
-        self.tasks = tasks
-        self.subscriptions = subscriptions
+        if subscriptions is not None:
+            options["lifespan"] = lambda _: subscriptions.watching()
+        super().__init__(extensions=() if read_only or tasks is None else (tasks,), **options)
         self._read_only = read_only
         self._definitions = {definition.name: definition for definition in definitions}
         self.backend = backend
@@ -164,6 +162,8 @@ class ToolServer(MCPServer[Any]):
         self._max_wait_s = max_wait_s
         self._on_failure = on_failure
         self._published: list[Tool] | None = None
+        if subscriptions is None:
+            return
         subscriptions.serve_on(self.protocol)
         # What the protocol's layer below offers of connections of the older era, it takes from its caller; nobody asks
         # us at that place, so the answer is put there once.

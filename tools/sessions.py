@@ -64,6 +64,7 @@ class EndArguments(SessionArguments):
         default=False,
         description="also delete its files, transcript and checkpoints now and for good; its costs stay in the ledger",
     )
+    descendants: bool = Field(default=False, description="also end all that it spawned, and they in turn")
 
 
 class Outcomes(Record):
@@ -144,7 +145,9 @@ async def end_session(call: Call, arguments: EndArguments) -> Deletion:
 
     What it did can still be read until its retention is over, unless `delete` removes it now.
     """
-    return await call.registry.end(call.principal, arguments.session_id, delete=arguments.delete)
+    return await call.registry.end(
+        call.principal, arguments.session_id, delete=arguments.delete, descendants=arguments.descendants
+    )
 
 
 async def _outcome_after(call: Call, turns: Mapping[str, int], *, wait_s: float, asks: bool = True) -> Outcome:

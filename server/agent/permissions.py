@@ -24,6 +24,7 @@ from claude_agent_sdk import (
 from claude_agent_sdk.types import HookEvent
 
 from policies import Decision, Effect, ToolRequest
+from server.delegation import Admissions
 
 log = structlog.get_logger(__name__)
 
@@ -76,10 +77,12 @@ class PermissionGate:
 
     Attributes:
         authority: decides; None, as for a warm agent that has no session yet, denies everything.
+        admissions: calls of Rookery's own tools that were allowed.
     """
 
     def __init__(self, *, hot_s: float, after: bool = False) -> None:
         self.authority: PermissionAuthority | None = None
+        self.admissions = Admissions()
         self._cwds: dict[str, str] = {}
         self._after = after
         self._timeout_s = hot_s + HOOK_TIMEOUT_MARGIN_S
@@ -157,10 +160,12 @@ class PermissionGate:
                 return Verdict(Effect.DENY, "The tool call was malformed."), None
             request = ToolRequest(tool=tool, input=tool_input)
             decision = await authority.judge(request, tool_use_id, self._cwds.get(tool_use_id))
+            verdict = Verdict(decision.effect, decision.because)
             if decision.effect is Effect.ASK:
                 verdict = await authority.ask(request, tool_use_id, decision, deferrable=deferrable)
-                return verdict, decision.input
-            return Verdict(decision.effect, decision.because), decision.input
+            if verdict.effect is Effect.ALLOW and not verdict.defer:
+                self.admissions.admit(tool, tool_input if decision.input is None else decision.input, tool_use_id)
+            return verdict, decision.input
         except Exception:
             log.exception("permission decision failed; the call is denied", tool=str(tool)[:80])
             return Verdict(Effect.DENY, "Rookery could not decide on this call, so it is denied."), None

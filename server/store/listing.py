@@ -103,6 +103,8 @@ def _query(request: ListRequest) -> Select[Any]:
             session_labels.c.key == key, session_labels.c.value == value
         )
         query = query.where(sessions.c.id.in_(labelled))
+    if request.parent_id is not None:
+        query = query.where(sessions.c.parent_id == request.parent_id)
     if request.cursor is not None:
         query = query.where(tuple_(sessions.c.created_at, sessions.c.id) < tuple_(*_place(request.cursor)))
     return query

@@ -14,6 +14,7 @@ from server.errors import RookeryError
 from server.launching import launch_options
 from server.models import SessionRecord, SessionState
 from server.policy_book import PolicyBook, lineage
+from server.settings import Settings
 from tests.house import ME, bash, go_on, open_house, run
 from tests.integration.test_policies import NO_TOUCH, policy_dir, write
 from tests.unit.store.records import a_session
@@ -133,7 +134,7 @@ def test_launch_options_hook_gateway_and_network_say_the_same(name: str) -> None
     """One policy, four places: what is not offered is denied, what is offered can be allowed, and no more goes out."""
     policy = load_policy(name)
     session: SessionRecord = a_session("s", policy=name, state=SessionState.IDLE)
-    offered = set(launch_options(session, policy, None).tools)
+    offered = set(launch_options(session, policy, Settings()).tools)
     for tool in offerable():
         assert (tool in offered) == policy.could_allow(tool)
         if tool in CALLS and tool not in offered:
