@@ -53,7 +53,7 @@ class Offspring:
                     "There is no such session among those that you spawned; list_sessions shows them.",
                 )
 
-    async def spawn(self, principal: str, request: SpawnRequest) -> str:
+    async def spawn(self, principal: str, request: SpawnRequest, *, token_id: str | None = None) -> str:
         """A child of the agent's session. Its ``request_id`` is the agent's own matter, and nobody else's."""
         if request.request_id is not None:
             request = request.model_copy(update={"request_id": f"{self._session.id}:{request.request_id}"})

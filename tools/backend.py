@@ -34,8 +34,8 @@ from server.views import (
 )
 
 
-class Registry(Protocol):
-    """All that a caller may ask of the fleet. Every method raises :class:`~server.errors.RookeryError` only."""
+class Sessions(Protocol):
+    """What may be asked about sessions, also by an agent about those that it spawned."""
 
     async def spawn(self, principal: str, request: SpawnRequest, *, token_id: str | None = None) -> str:
         """Start a session; its id, once it is durable. An already seen ``request_id`` gives the first session."""
@@ -49,10 +49,6 @@ class Registry(Protocol):
         """Where the session stands, with the result of its latest turn."""
         ...
 
-    async def turn_status(self, principal: str, session_id: str, number: int) -> TurnStatus:
-        """One turn by its number, also when later ones have followed."""
-        ...
-
     async def progress(self, principal: str, session_id: str) -> Progress:
         """What the agent does now, for people who wait."""
         ...
@@ -61,18 +57,6 @@ class Registry(Protocol):
         self, principal: str, session_ids: Sequence[str], after: Mapping[str, int], timeout_s: float
     ) -> None:
         """Return when one of the sessions has an event newer than ``after[id]``, or after ``timeout_s``."""
-        ...
-
-    async def wait_for_any_change(self, timeout_s: float) -> None:
-        """Return when this process has changed some session, or after ``timeout_s``."""
-        ...
-
-    async def heads(self, principal: str, session_ids: Sequence[str]) -> Heads:
-        """Where the principal's sessions stand; foreign and missing ones are left out."""
-        ...
-
-    async def policy_names(self) -> Sequence[str]:
-        """The policies that a session may name."""
         ...
 
     async def get(self, principal: str, session_id: str) -> SessionView: ...
@@ -101,10 +85,6 @@ class Registry(Protocol):
         self, principal: str, session_id: str, checkpoint_id: str, *, dry_run: bool, conversation: bool
     ) -> RewindReport: ...
 
-    async def fork(
-        self, principal: str, session_id: str, *, prompt: str | None, checkpoint_id: str | None, count: int
-    ) -> Sequence[str]: ...
-
     async def write_file(self, principal: str, session_id: str, path: str, data: bytes) -> WrittenFile: ...
 
     async def diff(
@@ -127,6 +107,30 @@ class Registry(Protocol):
         to_checkpoint_id: str | None,
         paths: Sequence[str] | None,
     ) -> PatchReport: ...
+
+
+class Registry(Sessions, Protocol):
+    """All that a caller may ask of the fleet. Every method raises :class:`~server.errors.RookeryError` only."""
+
+    async def turn_status(self, principal: str, session_id: str, number: int) -> TurnStatus:
+        """One turn by its number, also when later ones have followed."""
+        ...
+
+    async def wait_for_any_change(self, timeout_s: float) -> None:
+        """Return when this process has changed some session, or after ``timeout_s``."""
+        ...
+
+    async def heads(self, principal: str, session_ids: Sequence[str]) -> Heads:
+        """Where the principal's sessions stand; foreign and missing ones are left out."""
+        ...
+
+    async def policy_names(self) -> Sequence[str]:
+        """The policies that a session may name."""
+        ...
+
+    async def fork(
+        self, principal: str, session_id: str, *, prompt: str | None, checkpoint_id: str | None, count: int
+    ) -> Sequence[str]: ...
 
     async def patch(self, principal: str, session_id: str) -> bytes:
         """All changes since the session began, as a patch."""

@@ -155,6 +155,8 @@ class ToolServer(MCPServer[Any]):
         if subscriptions is not None:
             options["lifespan"] = lambda _: subscriptions.watching()
         super().__init__(extensions=() if read_only or tasks is None else (tasks,), **options)
+        self.tasks = tasks
+        self.subscriptions = subscriptions
         self._read_only = read_only
         self._definitions = {definition.name: definition for definition in definitions}
         self.backend = backend

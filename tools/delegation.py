@@ -13,9 +13,9 @@ from server.delegation import PREFIX, SERVER, Admissions
 from server.errors import ErrorCode, RookeryError
 from server.models import SessionRecord
 from server.offspring import Offspring
-from server.registry import Registry as Sessions
+from server.registry import Registry as Fleet
 from tools import costs, files, sessions, transcripts, undo
-from tools.backend import Registry
+from tools.backend import Registry, Sessions
 from tools.definition import ToolDefinition, ToolServer
 from tools.errors import failure
 
@@ -43,12 +43,12 @@ class AgentTools:
     """A :class:`server.delegation.Delegation`.
 
     Args:
-        sessions: gives the registry of this process.
+        registry: gives that of this process.
         admissions: which calls the agent's gate has allowed.
     """
 
-    def __init__(self, sessions: Callable[[], Sessions], admissions: Admissions) -> None:
-        self._sessions = sessions
+    def __init__(self, registry: Callable[[], Fleet], admissions: Admissions) -> None:
+        self._registry = registry
         self.admissions = admissions
         self.session: SessionRecord | None = None
         self._server = _AgentServer(self)
@@ -70,24 +70,25 @@ class AgentTools:
         """
         if self.session is None:
             raise RookeryError(ErrorCode.POLICY_DENIED, "No session has taken this agent yet.")
+        offspring: Sessions = Offspring(self._registry(), self.session)
         # It has what the tools above ask for, and nothing else, on purpose.
-        return cast(Registry, Offspring(self._sessions(), self.session))
+        return cast(Registry, offspring)
 
 
 class Delegating:
     """A :data:`server.delegation.Delegate` whose registry is known a moment later than it is itself."""
 
     def __init__(self) -> None:
-        self._registry: Sessions | None = None
+        self._registry: Fleet | None = None
 
-    def attach(self, registry: Sessions) -> None:
+    def attach(self, registry: Fleet) -> None:
         """Say which registry the tools ask."""
         self._registry = registry
 
     def __call__(self, admissions: Admissions) -> AgentTools:
         return AgentTools(self._attached, admissions)
 
-    def _attached(self) -> Sessions:
+    def _attached(self) -> Fleet:
         if self._registry is None:
             raise RookeryError(ErrorCode.POLICY_DENIED, "The server is still starting.", retryable=True)
         return self._registry

@@ -340,6 +340,7 @@ def _add_diagnostics(server: ToolServer) -> None:
         return "done"
 
     async def tell(event: ServerEvent) -> Literal["told"]:
+        assert server.subscriptions is not None
         await server.subscriptions.tell_all(event)
         return "told"
 

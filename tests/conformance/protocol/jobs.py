@@ -107,6 +107,7 @@ class Jobs:
 
 def add_jobs(server: ToolServer) -> None:
     """Put the tools on a server, with the source that runs them for clients that declare tasks."""
+    assert server.tasks is not None
     server.tasks.sources.insert(0, Jobs())
 
     @server.tool()
