@@ -76,7 +76,7 @@ class OpenTurn:
     resumed: bool = False
     """Taken up again after an approval: the agent needs no prompt."""
     leftover: bool = False
-    """A call that an earlier turn put off comes again before the prompt is answered, and ends in a result of its own."""
+    """A call that an earlier turn put off comes again before the prompt is answered, and has a result of its own."""
     message_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     """Names the prompt; the result that answers it names it again."""
     prompted: bool = False

@@ -42,7 +42,6 @@ class Prompting:
         policy = services.policy_of(session)
         check_model(policy, session.model)
         services.gateway.require_credential()
-        siblings = await room_beside_siblings(services, session)
         caps = await self._new_caps(session, request, policy)
         await screen(services, session, session.turn + 1, request.prompt)
         async with self._fleet.place(session.principal):
@@ -55,6 +54,7 @@ class Prompting:
         services = self._services
         if session.id not in self._fleet.actors:
             await self._fleet.make_room()
+        siblings = await room_beside_siblings(services, session)
         record = TurnRecord(
             session_id=session.id,
             number=0,
