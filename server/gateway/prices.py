@@ -14,11 +14,10 @@ from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING, Final
 
 from server.errors import ErrorCode, RookeryError
+from server.gateway.tariffs import Tariffs, calculation
 from server.models import NANO_USD, Usage
 
 if TYPE_CHECKING:
-    from genai_prices.types import PriceCalculation
-
     from server.settings import Settings
 
 MILLION: Final = 1_000_000
@@ -71,6 +70,7 @@ class PriceBook:
     """
 
     fixed: Mapping[str, FixedPrice] = field(default_factory=dict)
+    _tariffs: Tariffs = field(default_factory=Tariffs, repr=False)
 
     def price(self, model: str, usage: Usage, at: datetime) -> Price | None:
         """What ``usage`` of ``model`` costs at a time; None when the price is not known, which is not zero."""
@@ -78,21 +78,22 @@ class PriceBook:
         fixed = self.fixed.get(name)
         if fixed is not None:
             return Price(fixed.nano_usd(usage), f"settings {name}")
-        return _table_price(name, usage, at)
+        tariff = self._tariffs.of(name, at)
+        if tariff is None:
+            return None
+        import genai_prices
+
+        return Price(tariff.nano_usd(usage), f"genai-prices {genai_prices.__version__} {tariff.entry}")
 
     def rates(self, model: str, usage: Usage, at: datetime) -> tuple[int, int] | None:
         """What the input in ``usage`` costs, and a million output tokens beside it; None when there is no price."""
-        million = usage.model_copy(update={"output_tokens": MILLION})
         name = _VARIANT.sub("", model)
         fixed = self.fixed.get(name)
+        input_only = usage.model_copy(update={"output_tokens": 0})
         if fixed is not None:
-            both, output = fixed.nano_usd(million), fixed.nano_usd(Usage(output_tokens=MILLION))
-            return both - output, output
-        calculation = _calculation(name, million, at)
-        if calculation is None:
-            return None
-        output = _ceiling(calculation.output_price)
-        return _ceiling(calculation.total_price) - output, output
+            return fixed.nano_usd(input_only), fixed.nano_usd(Usage(output_tokens=MILLION))
+        tariff = self._tariffs.of(name, at)
+        return None if tariff is None else (tariff.nano_usd(input_only), tariff.output_nano_usd(usage))
 
     def knows(self, model: str, at: datetime) -> bool:
         """Whether the model has a price."""
@@ -100,7 +101,7 @@ class PriceBook:
 
     def warm(self) -> None:
         """Import the table now rather than in the first request. Takes a quarter of a second; may run in a thread."""
-        _table_price("claude", Usage(), datetime.now().astimezone())
+        calculation("claude", Usage(), datetime.now().astimezone())
 
 
 def price_book(settings: Settings) -> PriceBook:
@@ -122,37 +123,6 @@ def price_book(settings: Settings) -> PriceBook:
             )
         fixed[model] = FixedPrice(**given)
     return PriceBook(fixed)
-
-
-def _table_price(name: str, usage: Usage, at: datetime) -> Price | None:
-    calculation = _calculation(name, usage, at)
-    if calculation is None:
-        return None
-    import genai_prices
-
-    return Price(_ceiling(calculation.total_price), f"genai-prices {genai_prices.__version__} {calculation.model.id}")
-
-
-def _calculation(name: str, usage: Usage, at: datetime) -> PriceCalculation | None:
-    import genai_prices
-
-    try:
-        return genai_prices.calc_price(
-            genai_prices.Usage(
-                # The table counts all input together and takes the cached parts out again.
-                input_tokens=usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens,
-                cache_read_tokens=usage.cache_read_tokens,
-                cache_write_tokens=usage.cache_write_tokens,
-                cache_write_1h_tokens=usage.cache_write_1h_tokens,
-                output_tokens=usage.output_tokens,
-                web_searches=usage.server_tool_requests,
-            ),
-            name,
-            provider_id="anthropic",
-            genai_request_timestamp=at,
-        )
-    except LookupError:
-        return None
 
 
 def _ceiling(usd: Decimal) -> int:

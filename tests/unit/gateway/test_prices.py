@@ -5,10 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.errors import ErrorCode, RookeryError
 from server.gateway.prices import FixedPrice, PriceBook, price_book
-from server.models import Usage
+from server.gateway.tariffs import calculation
+from server.models import NANO_USD, Usage
 from server.settings import Settings
 
 AT = datetime(2026, 11, 23, tzinfo=UTC)
@@ -74,3 +77,28 @@ def test_the_operators_price_goes_before_the_tables() -> None:
     assert price is not None
     assert price.nano_usd == 10 * (1000 + 2000 + 500 + 2000)
     assert price.source.startswith("settings")
+
+
+_BOOK = PriceBook()
+_TOKENS = st.integers(0, 3_000_000) | st.integers(199_990, 200_010)
+
+
+@given(
+    st.sampled_from(["claude-sonnet-4-5", "claude-opus-4-5", "claude-haiku-4-5", "claude-sonnet-4-20250514"]),
+    st.tuples(_TOKENS, _TOKENS, _TOKENS, _TOKENS, _TOKENS, st.integers(0, 100)),
+)
+def test_prices_are_the_tables_to_the_nano_dollar_in_long_contexts_too(model: str, counts: tuple[int, ...]) -> None:
+    short, output, read, write, lasting, searches = counts
+    usage = Usage(
+        input_tokens=short,
+        output_tokens=output,
+        cache_read_tokens=read,
+        cache_write_tokens=write + lasting,
+        cache_write_1h_tokens=lasting,
+        server_tool_requests=searches,
+    )
+    table, price, rates = calculation(model, usage, AT), _BOOK.price(model, usage, AT), _BOOK.rates(model, usage, AT)
+    assert table is not None and price is not None and rates is not None
+    assert price.nano_usd == -int(-(table.total_price * NANO_USD) // 1)
+    assert rates[1] == (table.output_price * NANO_USD * 1_000_000 / output if output else rates[1])
+    assert price.nano_usd <= rates[0] + -(-rates[1] * output // 1_000_000) <= price.nano_usd + 1
