@@ -65,6 +65,7 @@ async def open_registry(
             budgets=store,
             caps=caps_of(settings),
             owner=server_id,
+            fallbacks=settings.fallback_models,
             metrics=metrics,
         )
         tasks = await stack.enter_async_context(background_tasks())

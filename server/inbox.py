@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from claude_agent_sdk import Message
 from opentelemetry.context import Context
@@ -64,7 +66,14 @@ class Overspent:
     """What the sandbox costs has used up the session's budget: the present turn must stop."""
 
 
-Item = StartTurn | Interrupt | GoAway | AgentSaid | AgentLeft | Overspent
+@dataclass(frozen=True)
+class GatewaySaid:
+    """Something about the agent's model requests that belongs into the session's log."""
+
+    data: Mapping[str, Any]
+
+
+Item = StartTurn | Interrupt | GoAway | AgentSaid | AgentLeft | Overspent | GatewaySaid
 
 
 @dataclass
@@ -90,6 +99,10 @@ class OpenTurn:
     """When the turn has taken too long."""
     stop_deadline: float | None = None
     """When an agent that was asked to stop is killed; no other deadline counts then."""
+    attempts: int = 0
+    """How often it went on by itself after the model API had failed."""
+    retry_at: float | None = None
+    """When it goes on again; till then it rests."""
     settle_deadline: float | None = None
     """When what should follow the result (idleness, the end of background tasks) is overdue."""
     crash: RookeryError | None = None
@@ -99,4 +112,4 @@ class OpenTurn:
         """The earliest deadline, on anyio's clock."""
         if self.stop_deadline is not None:
             return self.stop_deadline
-        return self.deadline if self.settle_deadline is None else min(self.deadline, self.settle_deadline)
+        return min(one for one in (self.deadline, self.settle_deadline, self.retry_at) if one is not None)

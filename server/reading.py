@@ -141,16 +141,16 @@ class SessionReader:
         )
 
     def _waiting(self, session: SessionRecord, latest: Event | None) -> str | None:
-        """What the session's model request waits for: this process knows of its own, of others' by their events."""
+        """What the session waits for: this process knows of its own requests, of others' by their events."""
         if not session.state.is_busy:
             return None
-        until = self._services.gateway.waiting_until(session.id)
-        if until is None and latest is not None and session.owner != self._services.server_id:
-            said = latest.data.get("waiting_until")
+        until, what = self._services.gateway.waiting_until(session.id), "rate_limited"
+        if until is None and latest is not None and latest.kind is EventKind.NOTICE:
+            said, what = latest.data.get("waiting_until"), str(latest.data.get("waiting"))
             until = datetime.fromisoformat(said) if isinstance(said, str) else None
         if until is None or until <= self._services.clock.now():
             return None
-        return f"rate_limited until {until:%H:%M:%S} UTC"
+        return f"{what} until {until:%H:%M:%S} UTC"
 
     async def _latest(self, session_id: str) -> Event | None:
         last = await self._services.store.last_seq(session_id)

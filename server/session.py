@@ -6,7 +6,9 @@ needs a lock. The actor lives while the session is resident; an idle session tha
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+import uuid
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Final
 
 import anyio
@@ -23,11 +25,23 @@ from server.concurrency import background_tasks
 from server.endings import ended_record, is_foreign_result, write_end
 from server.errors import RookeryError
 from server.gateway import Grant, classify
-from server.inbox import AgentLeft, AgentSaid, GoAway, Interrupt, Item, Leave, OpenTurn, Overspent, StartTurn
+from server.inbox import (
+    AgentLeft,
+    AgentSaid,
+    GatewaySaid,
+    GoAway,
+    Interrupt,
+    Item,
+    Leave,
+    OpenTurn,
+    Overspent,
+    StartTurn,
+)
 from server.launching import LiveAgent
 from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.placing import Placement
 from server.policy_book import tightest
+from server.retrying import CONTINUE_PROMPT, next_attempt
 from server.sandbox_meter import SandboxMeter
 from server.services import Services
 from server.snapshots import Snapshots, heal_workspace
@@ -217,6 +231,7 @@ class SessionActor:
         """Make an agent this session's, before it runs: one that resumes asks for its deferred call at once."""
         session = self.session
         live.grant.terms = lambda: self._services.policy_of(session)
+        live.grant.tell = self._hear_gateway
         live.grant.bind(session_id=session.id, root_id=session.root_id, principal=session.principal)
         live.gate.authority = self._authority
         if live.delegation is not None:
@@ -226,6 +241,11 @@ class SessionActor:
         self._grant, self._agent = live.grant, live.agent
         if self._turn is not None:
             self._arm(self._turn)
+
+    def _hear_gateway(self, data: Mapping[str, Any]) -> None:
+        """Take what the gateway says of the agent's requests; it is lost when too much waits already."""
+        with suppress(anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self._send.send_nowait(GatewaySaid(data))
 
     async def _tell(self, text: str) -> None:
         """Write a notice into the session's log; one that cannot be written is lost, for it is in the server's too."""
@@ -263,6 +283,9 @@ class SessionActor:
             case GoAway(why):
                 self._leaving = why
                 await self._stop_turn(interrupted=True)
+            case GatewaySaid(data):
+                number = self.session.turn if self._turn is None else self._turn.record.number
+                await self._services.store.append_events(self.session.id, number, [(EventKind.NOTICE, dict(data))])
             case Overspent():
                 if self._turn is not None:
                     self._turn.overspent = True
@@ -292,7 +315,7 @@ class SessionActor:
 
     async def _after_message(self) -> None:
         turn = self._turn
-        if turn is None or self._tracker.result is None:
+        if turn is None or self._tracker.result is None or turn.retry_at is not None:
             return
         if turn.settle_deadline is None:
             background = self._services.settings.background_s if self._tracker.tasks else SETTLE_GRACE_S
@@ -303,7 +326,7 @@ class SessionActor:
             if self._tracker.owes_turn:
                 turn.settle_deadline = anyio.current_time() + WAKE_GRACE_S
             else:
-                await self._finish()
+                await self._conclude()
 
     def _is_waking(self, message: Message) -> bool:
         """Whether the agent begins a turn that no prompt asked for."""
@@ -337,14 +360,19 @@ class SessionActor:
         if turn.resumed:
             turn.prompted = True
             return
+        notice = self.session.pending_notice
+        if await self._ask(agent, turn, turn.record.prompt, notice) and notice is not None:
+            self.session = await self._services.store.update_session(self.session.id, pending_notice=None)
+
+    async def _ask(self, agent: Agent, turn: OpenTurn, prompt: str, notice: str | None = None) -> bool:
+        """Send a prompt of the turn; whether the agent took it."""
         try:
-            await agent.prompt(turn.record.prompt, turn.message_id, notice=self.session.pending_notice)
-            turn.prompted = True
+            await agent.prompt(prompt, turn.message_id, notice=notice)
         except ClaudeSDKError as error:
             turn.crash = departure(error)
-        else:
-            if self.session.pending_notice is not None:
-                self.session = await self._services.store.update_session(self.session.id, pending_notice=None)
+            return False
+        turn.prompted = True
+        return True
 
     async def _begin_background(self) -> None:
         """The agent woke by itself: finish what is open and give the new turn a row of its own."""
@@ -390,6 +418,9 @@ class SessionActor:
             return
         turn.interrupted = turn.interrupted or interrupted
         turn.timed_out = turn.timed_out or timed_out
+        if turn.retry_at is not None:
+            await self._finish()
+            return
         turn.stop_deadline = anyio.current_time() + STOP_GRACE_S
         if agent is not None and turn.prompted:
             if self._tracker.result is None:
@@ -400,6 +431,41 @@ class SessionActor:
         if self._agent is not None:
             for task in list(self._tracker.tasks):
                 await self._agent.stop_task(task)
+
+    async def _conclude(self) -> None:
+        """End the turn; but where the model API failed, go on with it in a while, as far as that is worth it."""
+        turn, result, grant = self._turn, self._tracker.result, self._grant
+        if turn is None or result is None or grant is None or not result.is_error or self._leaving is not None:
+            await self._finish()
+            return
+        with anyio.move_on_after(LEDGER_GRACE_S):
+            await grant.quiet()
+        failure, now = classify(grant.failures), anyio.current_time()
+        attempt = None
+        if failure is not None and not (turn.interrupted or turn.timed_out or turn.overspent):
+            attempt = next_attempt(
+                failure,
+                made=turn.attempts,
+                most=self._services.settings.turn_retries,
+                left_s=turn.deadline - now,
+                retry_after_s=grant.failures[-1].retry_after,
+            )
+        if attempt is None or failure is None:
+            await self._finish()
+            return
+        turn.attempts, turn.retry_at = attempt.number, now + attempt.pause_s
+        turn.settle_deadline, turn.prompted = None, False
+        notice = attempt.notice(failure, self._services.clock.now())
+        await self._services.store.append_events(self.session.id, turn.record.number, [(EventKind.NOTICE, notice)])
+
+    async def _go_on(self, turn: OpenTurn) -> None:
+        """Ask the agent to continue after the model API had failed."""
+        turn.retry_at, turn.message_id = None, str(uuid.uuid4())
+        self._tracker.begin()
+        if self._grant is not None:
+            self._grant.failures.clear()
+        if self._agent is not None:
+            await self._ask(self._agent, turn, CONTINUE_PROMPT)
 
     async def _finish(self) -> None:
         """Write the turn's end: conclusion, checkpoint, costs, state."""
@@ -446,6 +512,8 @@ class SessionActor:
                 self._leaving = Leave.HIBERNATE
         elif turn.stop_deadline is not None and now >= turn.stop_deadline:
             await self._kill()
+        elif turn.retry_at is not None and now >= turn.retry_at:
+            await self._go_on(turn)
         elif turn.settle_deadline is not None and now >= turn.settle_deadline:
             await self._on_overdue(turn)
         elif now >= turn.deadline:
@@ -461,7 +529,7 @@ class SessionActor:
             turn.stop_deadline = anyio.current_time() + STOP_GRACE_S
             await self._stop_tasks()
         else:
-            await self._finish()
+            await self._conclude()
 
     async def _kill(self) -> None:
         """The agent did not stop in time. Its end comes as ``AgentLeft``."""

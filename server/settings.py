@@ -27,6 +27,7 @@ class UpstreamKind(StrEnum):
 
 
 DollarCap = Annotated[float | None, Field(gt=0, le=100_000)]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}$")]
 TokenCap = Annotated[int | None, Field(gt=0, le=10**15)]
 
 
@@ -61,6 +62,12 @@ class Settings(BaseSettings):
     prices: dict[str, dict[str, float]] = Field(
         default_factory=dict,
         description='JSON: model → {"input_usd": …, "output_usd": …} for a million tokens, before the price table',
+    )
+    fallback_models: Annotated[tuple[ModelName, ...], NoDecode] = Field(
+        default=(), description="models (comma separated) that answer in the place of one that is overloaded"
+    )
+    turn_retries: int = Field(
+        default=2, ge=0, le=10, description="how often a turn goes on by itself after the model API failed"
     )
     sandbox_usd_per_s: float = Field(default=0.0, ge=0, le=1, description="price of a second of a running sandbox")
     turn_timeout_s: float = Field(default=3600, gt=0, le=86_400, description="longest turn")
@@ -165,7 +172,7 @@ class Settings(BaseSettings):
             return tuple(Path(part).expanduser().absolute() for part in value.split(os.pathsep) if part)
         return value
 
-    @field_validator("hooks", "toolsets", mode="before")
+    @field_validator("hooks", "toolsets", "fallback_models", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

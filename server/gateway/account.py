@@ -47,10 +47,14 @@ class Account:
         grant: whose failures it adds to.
         binding: whose request it is.
         metered: whether it is a model request; a token count costs nothing and decides nothing.
+        fallback_from: the model that the agent asked for, when this request is for another one in its place.
     """
 
-    def __init__(self, books: Books, grant: Grant, binding: Binding, *, metered: bool) -> None:
+    def __init__(
+        self, books: Books, grant: Grant, binding: Binding, *, metered: bool, fallback_from: str | None = None
+    ) -> None:
         self.metered = metered
+        self._fallback_from = fallback_from
         self._books = books
         self._grant = grant
         self._binding = binding
@@ -68,6 +72,11 @@ class Account:
         """What the sandbox is answered; None until the upstream answered, 0 when it was not reached."""
         self.request_id: str | None = None
         """The upstream's name for the request."""
+
+    @property
+    def model(self) -> str | None:
+        """The model of the request that went upstream."""
+        return None if self._outbound is None else self._outbound.model
 
     def open(self, outbound: Outbound) -> None:
         """The request goes upstream now; from here on there will be an entry."""
@@ -161,4 +170,5 @@ class Account:
             price_source=source,
             started_at=self.started_at,
             ended_at=self._books.clock.now(),
+            fallback_from=self._fallback_from,
         )

@@ -16,11 +16,12 @@ import anyio.lowlevel
 import structlog
 
 from server.errors import RookeryError
-from server.gateway.account import Account
+from server.gateway.account import Account, Books
 from server.gateway.admission import Admission
 from server.gateway.failures import is_credit_exhausted, no_credential
+from server.gateway.fallback import substitutes, with_model
 from server.gateway.grants import Binding, Grant, Terms
-from server.gateway.limiter import FleetLimiter, Slot
+from server.gateway.limiter import LIMITING, FleetLimiter, Slot
 from server.gateway.refusals import JSON, Cause, Refusal, bad_gateway, error_body, forbidden, too_much
 from server.gateway.requests import Inbound, Outbound, build, read_body
 from server.gateway.responses import EVENT_STREAM, Headers, Reply, passed_headers, with_header
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     import httpx2
     from starlette.types import Receive
-
-    from server.gateway.recorder import Recorder
 
 MAX_IN_FLIGHT: Final = 32
 """Requests of one grant at a time: the CLI runs at most ten subagents at once, each with one request."""
@@ -57,9 +56,15 @@ class Means:
 
     upstream: Upstream
     client: httpx2.AsyncClient
-    recorder: Recorder
+    books: Books
     limiter: FleetLimiter
     admission: Admission | None
+    fallbacks: tuple[str, ...] = ()
+    """Models that may answer in the place of one that is overloaded, as far as a session's policy permits them."""
+
+
+class _OverloadedError(Exception):
+    """The upstream refused for want of capacity, and another model may answer instead."""
 
 
 class Exchange:
@@ -75,6 +80,8 @@ class Exchange:
         self._inbound = inbound
         self._reply = reply
         self._slot: Slot | None = None
+        self._substitutes: tuple[str, ...] = ()
+        self._last = True
 
     async def run(self, receive: Receive) -> None:
         """Serve the request. A client that goes away ends it quietly; the grant's revocation cancels it."""
@@ -101,7 +108,7 @@ class Exchange:
         grant = self._grant
         if grant.in_flight > MAX_IN_FLIGHT:
             raise too_much("This agent has too many requests under way.")
-        if grant.unrecorded and not await self._means.recorder.flush(grant):
+        if grant.unrecorded and not await self._means.books.recorder.flush(grant):
             raise Refusal(
                 503, "api_error", "The ledger cannot be written, so no further request is made.", cause=Cause.LEDGER
             )
@@ -115,6 +122,7 @@ class Exchange:
             outbound = build(self._inbound, content, terms.server_tools)
             if outbound.model is not None and not terms.permits_model(outbound.model):
                 raise forbidden(f"The policy does not allow the model {outbound.model}, only {terms.models}.")
+            self._substitutes = tuple(substitutes(outbound, self._means.fallbacks, terms))
         finally:
             grant.held_bytes -= len(content)
         if outbound.removed:
@@ -142,12 +150,44 @@ class Exchange:
         if not self._account.metered:
             await self._send(outbound, credential)
             return
+        asked, limiter = outbound, self._means.limiter
+        for substitute in self._substitutes:
+            if not limiter.is_congested(outbound.model or ""):
+                try:
+                    await self._attempt(outbound, credential, last=False)
+                except _OverloadedError:
+                    pass
+                else:
+                    return
+            outbound = self._switched(asked, outbound, substitute)
+        await self._attempt(outbound, credential, last=True)
+
+    async def _attempt(self, outbound: Outbound, credential: Credential | None, *, last: bool) -> None:
+        """One request upstream, when the fleet may, with what the budgets cover.
+
+        Raises:
+            _OverloadedError: it was refused, its lane is congested, and it was not the last model to ask.
+        """
+        self._last = last
         async with self._means.limiter.slot(outbound.model or "", self._grant) as slot:
             self._slot = slot
             if self._means.admission is not None:
                 turn, at = self._grant.turn, self._account.started_at
                 outbound = await self._means.admission.admit(self._account.id, self._binding, turn, outbound, at)
             await self._send(outbound, credential)
+
+    def _switched(self, asked: Outbound, refused: Outbound, substitute: str) -> Outbound:
+        """The request for another model, with an account of its own; the session's log says so."""
+        model = refused.model or ""
+        until = self._means.limiter.open_again(model)
+        self._grant.say(
+            ("fallback", model, substitute, until.replace(microsecond=0)),
+            f"The model {model} is overloaded until {until:%H:%M:%S} UTC or longer: {substitute} answers meanwhile.",
+            fallback={"from": asked.model, "to": substitute},
+        )
+        books = self._means.books
+        self._account = Account(books, self._grant, self._binding, metered=True, fallback_from=asked.model)
+        return with_model(asked, substitute)
 
     async def _send(self, outbound: Outbound, credential: Credential | None) -> None:
         import httpx2
@@ -227,6 +267,11 @@ class Exchange:
         text = (await _read(response, MAX_ERROR)).decode("utf-8", "replace")
         error_type, message = _error_of(credential.redact(text) if credential is not None else text, status)
         self._account.failed(status, error_type, message, _seconds(response.headers.get("retry-after")))
+        if status in LIMITING and not self._last and self._means.limiter.is_congested(self._account.model or ""):
+            await self._account.settle()
+            raise _OverloadedError
+        if status in LIMITING and self._account.metered:
+            self._means.limiter.tell(self._account.model or "", self._grant)
         if is_credit_exhausted(status, error_type, message):
             status, error_type = 402, "billing_error"
         if status in (401, 402, 403, 404):

@@ -27,7 +27,12 @@ def with_output(body: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
     if room >= LEAST_THINKING:
         result["thinking"] = dict(thinking) | {"budget_tokens": min(budget, room)}
         return result
-    del result["thinking"]
+    return without_thinking(result)
+
+
+def without_thinking(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The request without thinking and the context edits that only make sense beside it."""
+    result = {name: value for name, value in body.items() if name != "thinking"}
     management = body.get("context_management")
     if isinstance(management, Mapping) and isinstance(edits := management.get("edits"), list):
         kept = [edit for edit in edits if not _is_about_thinking(edit)]

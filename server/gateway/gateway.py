@@ -6,6 +6,7 @@ endpoints of the Messages API that an agent needs, and writes every model reques
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -52,6 +53,7 @@ class Gateway:
         budgets: caps that bind before each request; its reservations are settled by the ledger. None: no caps.
         caps: the operator's caps; a session's own is in its record.
         owner: id of this server process, in reservations.
+        fallbacks: models that may answer in the place of one that is overloaded, where a session's policy permits.
         metrics: told of each model request.
     """
 
@@ -65,6 +67,7 @@ class Gateway:
         budgets: BudgetBook | None = None,
         caps: Caps | None = None,
         owner: str = "",
+        fallbacks: Sequence[str] = (),
         metrics: Metrics = NO_METRICS,
     ) -> None:
         self._upstream = upstream
@@ -72,6 +75,7 @@ class Gateway:
         self._books = Books(self._recorder, prices, clock, metrics)
         self._admission = None if budgets is None else Admission(budgets, prices, caps or Caps(), owner)
         self._limiter = FleetLimiter(clock)
+        self._fallbacks = tuple(fallbacks)
         self._grants = GrantTable(clock)
         self._means: Means | None = None
         self._socket: Path | None = None
@@ -125,7 +129,9 @@ class Gateway:
             async with self._upstream.client() as client, anyio.create_task_group() as group:
                 # In a thread: it takes a quarter of a second, and requests need not wait for it.
                 group.start_soon(anyio.to_thread.run_sync, self._books.prices.warm)
-                self._means = Means(self._upstream, client, self._recorder, self._limiter, self._admission)
+                self._means = Means(
+                    self._upstream, client, self._books, self._limiter, self._admission, self._fallbacks
+                )
                 self._socket = socket
                 await serve_app(self, listener, on_stop=self._end_grants, task_status=task_status)
         finally:

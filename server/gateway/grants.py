@@ -8,10 +8,10 @@ a 256-bit random value, so a plain hash is enough), and a revoked token is forgo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import anyio
 from opentelemetry.context import Context
@@ -97,6 +97,8 @@ class Grant:
     """Model requests taken so far, refused ones included; token counts are not model requests."""
     in_flight: int = 0
     """Requests that are not settled yet, ledger entry included."""
+    tell: Callable[[Mapping[str, Any]], None] | None = field(default=None, repr=False)
+    """Takes what the session's log should say of its requests, as data of the event NOTICE; set by the actor."""
     waiting_until: datetime | None = None
     """When a request of this agent will be sent that waits now, because the model API limits the rate; else None."""
     held_bytes: int = 0
@@ -107,6 +109,7 @@ class Grant:
     revoked: bool = False
     unrecorded: list[LedgerEntry] = field(default_factory=list, repr=False)
     """Entries that the ledger did not take: no further request passes until it took them."""
+    _said: tuple[object, ...] = ()
     _scopes: set[anyio.CancelScope] = field(default_factory=set, repr=False)
     _quiet: anyio.Event = field(default_factory=anyio.Event, repr=False)
 
@@ -126,6 +129,12 @@ class Grant:
         if self.peer is None:
             self.peer = peer
         return peer is None or peer == self.peer
+
+    def say(self, about: tuple[object, ...], text: str, **data: Any) -> None:
+        """Have the session's log say something, once for as long as it is about the same."""
+        if self.tell is not None and about != self._said:
+            self._said = about
+            self.tell({"text": text, **data})
 
     def revoke(self) -> None:
         """Make the token useless and cut what runs. What came until then is still metered. Idempotent."""

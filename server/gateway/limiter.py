@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -40,6 +40,15 @@ JITTER: Final = 0.25
 RECOVERED: Final = 16
 """With so many requests at a time going well again, a lane is free."""
 
+CONGESTED_S: Final = 5.0
+"""A lane that stays shut for longer is congested: who may fall back on another model does not wait for it."""
+
+CONGESTED_REFUSALS: Final = 3
+"""So is one that refused so often in a row."""
+
+TOLD_S: Final = 1.0
+"""A wait of so long is told to the session."""
+
 MAX_LANES: Final = 256
 """Models that are told apart; more share the lane of unknown ones."""
 
@@ -60,6 +69,11 @@ class Lane:
     def is_open(self, now: float) -> bool:
         """Whether one more request may go."""
         return now >= self.closed_until and (self.room is None or self.running < self.room)
+
+    def is_congested(self, now: float) -> bool:
+        """Whether it is shut for long."""
+        pause = self.closed_until - now
+        return pause > CONGESTED_S or (pause > 0 and self.refusals >= CONGESTED_REFUSALS)
 
     def release(self, now: float) -> None:
         """Let go who may, each session in its turn."""
@@ -113,6 +127,29 @@ class FleetLimiter:
         self._jitter = jitter
         self._lanes: dict[str, Lane] = {}
 
+    def is_congested(self, model: str) -> bool:
+        """Whether a model takes no requests for some while."""
+        return self._lane(model).is_congested(anyio.current_time())
+
+    def tell(self, model: str, grant: Grant) -> None:
+        """Show that an agent, whose request was refused, waits by itself until the lane opens."""
+        lane = self._lane(model)
+        pause = lane.closed_until - anyio.current_time()
+        if pause >= TOLD_S:
+            self._show(lane, grant, pause)
+
+    def _show(self, lane: Lane, grant: Grant, pause: float) -> None:
+        grant.waiting_until = until = self._clock.now() + timedelta(seconds=pause)
+        if pause >= TOLD_S:
+            text = f"The model API limits requests: the next one is sent at {until:%H:%M:%S} UTC."
+            data = {"waiting": "rate_limited", "waiting_until": until.isoformat()}
+            grant.say(("rate_limited", lane.closed_until), text, **data)
+
+    def open_again(self, model: str) -> datetime:
+        """When a model takes requests again, as far as is known."""
+        pause = max(0.0, self._lane(model).closed_until - anyio.current_time())
+        return self._clock.now() + timedelta(seconds=pause)
+
     @asynccontextmanager
     async def slot(self, model: str, grant: Grant) -> AsyncIterator[Slot]:
         """Wait for a place, and hold it while the request runs.
@@ -134,6 +171,7 @@ class FleetLimiter:
 
     async def _enter(self, lane: Lane, grant: Grant) -> None:
         now = anyio.current_time()
+        grant.waiting_until = None
         if not lane.waiting and lane.is_open(now):
             lane.running += 1
             return
@@ -146,7 +184,7 @@ class FleetLimiter:
                 now = anyio.current_time()
                 _check(lane, now, began)
                 pause = max(0.0, lane.closed_until - now)
-                grant.waiting_until = self._clock.now() + timedelta(seconds=pause)
+                self._show(lane, grant, pause)
                 # A lane that is merely full is opened by those that leave it.
                 with anyio.move_on_after(pause or LONGEST_WAIT_S):
                     await released.wait()
