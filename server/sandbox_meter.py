@@ -52,6 +52,11 @@ class SandboxMeter:
             if await self._is_spent():
                 await self._overspent()
 
+    async def mark(self) -> None:
+        """Write down what has run so far, where it costs money: a turn that ends shows all that it cost."""
+        if self._nano_usd_per_s:
+            await self._write()
+
     async def close(self) -> None:
         """Write the last line, whatever is cancelled around."""
         with anyio.CancelScope(shield=True), anyio.move_on_after(LAST_LINE_S):
@@ -59,17 +64,19 @@ class SandboxMeter:
         self._since = None
 
     async def _write(self) -> None:
-        if self._since is None or self._since_wall is None:
+        since, since_wall = self._since, self._since_wall
+        if since is None or since_wall is None:
             return
-        now, wall = anyio.current_time(), self._services.clock.now()
-        milliseconds = round((now - self._since) * 1000)
+        # Moved on first: whoever else writes meanwhile, or whatever is cancelled, no stretch is written twice.
+        self._since, self._since_wall = now, wall = anyio.current_time(), self._services.clock.now()
+        milliseconds = round((now - since) * 1000)
         line = SandboxTime(
             id=self._services.clock.identifier("sbx"),
             principal=self._session.principal,
             session_id=self._session.id,
             root_id=self._session.root_id,
             kind=self._session.sandbox_kind,
-            started_at=self._since_wall,
+            started_at=since_wall,
             ended_at=wall,
             milliseconds=milliseconds,
             nano_usd=-(-milliseconds * self._nano_usd_per_s // 1000),
@@ -78,9 +85,8 @@ class SandboxMeter:
             await self._services.store.record_sandbox_time(line)
         except RookeryError as error:
             # Nothing is lost: the next line begins where this one would have.
+            self._since, self._since_wall = since, since_wall
             log.warning("sandbox time could not be written", session_id=self._session.id, error=str(error))
-            return
-        self._since, self._since_wall = now, wall
 
     async def _is_spent(self) -> bool:
         if not self._nano_usd_per_s:

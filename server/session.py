@@ -476,6 +476,7 @@ class SessionActor:
             # What is still on its way into the ledger belongs to this turn.
             with anyio.move_on_after(LEDGER_GRACE_S):
                 await self._grant.quiet()
+        await self._meter.mark()
         upstream = classify(self._grant.failures) if self._grant is not None else None
         record = await ended_record(
             self._services, self.session, turn, self._tracker, upstream=upstream, denials=self._authority.denials

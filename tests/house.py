@@ -30,8 +30,9 @@ SANDBOX: dict[str, Any] = {}
 
 def settings_for(home: Path, **overrides: Any) -> Settings:
     """Settings that take nothing from the environment of the one who runs the tests."""
-    given: dict[str, Any] = {"home": home, "upstream": "scripted", "warm": 0, "idle_s": 3600, **SANDBOX, **overrides}
-    return Settings(**given)
+    # A turn that fails does so at once, where a test does not ask for more.
+    given: dict[str, Any] = {"home": home, "upstream": "scripted", "warm": 0, "idle_s": 3600, "turn_retries": 0}
+    return Settings(**{**given, **SANDBOX, **overrides})
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ async def test_a_turn_goes_on_by_itself_after_the_model_api_failed_and_does_noth
     failures = iter([None, Refused(529), None])
     async with (
         paid_api(lambda _: next(failures, None)) as api,
-        open_house(tmp_path, **settings_of(api)) as registry,
+        open_house(tmp_path, turn_retries=2, **settings_of(api)) as registry,
     ):
         steps = [bash("echo once >> /workspace/log"), {"reply_with": "tool_results"}]
         outcome = await run(registry, steps, model=SONNET)
@@ -44,7 +44,10 @@ async def test_a_turn_goes_on_by_itself_after_the_model_api_failed_and_does_noth
 
 
 async def test_after_the_last_attempt_the_failure_stands_and_can_be_retried_by_the_caller(tmp_path: Path) -> None:
-    async with paid_api(lambda _: Refused(529)) as api, open_house(tmp_path, **settings_of(api)) as registry:
+    async with (
+        paid_api(lambda _: Refused(529)) as api,
+        open_house(tmp_path, turn_retries=2, **settings_of(api)) as registry,
+    ):
         outcome = await run(registry, [{"text": "never said"}], model=SONNET)
         assert outcome.stop_reason is StopReason.ERROR
         assert outcome.error is not None
@@ -61,7 +64,7 @@ async def test_after_the_last_attempt_the_failure_stands_and_can_be_retried_by_t
     ],
 )
 async def test_what_no_retry_mends_is_not_tried_again(tmp_path: Path, failure: Refused, code: ErrorCode) -> None:
-    async with paid_api(lambda _: failure) as api, open_house(tmp_path, **settings_of(api)) as registry:
+    async with paid_api(lambda _: failure) as api, open_house(tmp_path, turn_retries=2, **settings_of(api)) as registry:
         outcome = await run(registry, [{"text": "never said"}], model=SONNET)
         assert outcome.error is not None
         assert (outcome.error.code, outcome.error.retryable) == (code, False)
@@ -71,7 +74,10 @@ async def test_what_no_retry_mends_is_not_tried_again(tmp_path: Path, failure: R
 
 async def test_an_interrupt_ends_a_turn_that_rests_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrying, "FIRST_PAUSE_S", 90.0)
-    async with paid_api(lambda _: Refused(529)) as api, open_house(tmp_path, **settings_of(api)) as registry:
+    async with (
+        paid_api(lambda _: Refused(529)) as api,
+        open_house(tmp_path, turn_retries=2, **settings_of(api)) as registry,
+    ):
         session_id = await spawn(registry, [{"text": "never said"}], model=SONNET)
         await seen(registry, session_id, EventKind.NOTICE)
         waiting = (await registry.get(ME, session_id)).waiting
@@ -86,7 +92,10 @@ async def test_another_model_answers_while_the_one_asked_for_is_overloaded(tmp_p
     def failing(body: Mapping[str, Any]) -> Refused | None:
         return Refused(529, headers={"retry-after": "30"}) if body["model"] == SONNET else None
 
-    async with paid_api(failing) as api, open_house(tmp_path, fallback_models=(HAIKU,), **settings_of(api)) as registry:
+    async with (
+        paid_api(failing) as api,
+        open_house(tmp_path, fallback_models=(HAIKU,), turn_retries=2, **settings_of(api)) as registry,
+    ):
         steps: list[dict[str, Any]] = [bash("echo hi"), {"reply_with": "model"}]
         outcome = await run(registry, steps, model=SONNET)
         assert (outcome.stop_reason, outcome.text) == (StopReason.END_TURN, HAIKU)
@@ -106,7 +115,7 @@ async def test_no_model_answers_that_the_policy_does_not_permit(tmp_path: Path) 
     (tmp_path / "policies" / "sonnet.yaml").write_text(
         "version: 1\nid: house/sonnet\nextends: workspace\nmodels: ['claude-sonnet-*']\n"
     )
-    house = {"fallback_models": (HAIKU,), "policy_dir": tmp_path / "policies", "turn_retries": 0}
+    house = {"fallback_models": (HAIKU,), "policy_dir": tmp_path / "policies"}
     async with (
         paid_api(times(1, Refused(529, headers={"retry-after": "30", "x-should-retry": "false"}))) as api,
         open_house(tmp_path / "home", **house, **settings_of(api)) as registry,
@@ -120,7 +129,7 @@ async def test_no_model_answers_that_the_policy_does_not_permit(tmp_path: Path) 
 async def test_a_wait_for_the_rate_limit_is_shown_and_told(tmp_path: Path) -> None:
     async with (
         paid_api(times(1, Refused(429, "rate_limit_error", {"retry-after": "3"}))) as api,
-        open_house(tmp_path, **settings_of(api)) as registry,
+        open_house(tmp_path, turn_retries=2, **settings_of(api)) as registry,
     ):
         session_id = await spawn(registry, [{"text": "done"}], model=SONNET)
         notice = await seen(registry, session_id, EventKind.NOTICE)
