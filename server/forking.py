@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
+
+import anyio
 
 from server.errors import ErrorCode, RookeryError
 from server.fleet import Fleet
 from server.forwarding import Forwarding
-from server.models import CheckpointRecord, SessionRecord
+from server.models import CheckpointRecord, SessionRecord, SessionState
 from server.prompting import Prompting
 from server.requests import PromptRequest
 from server.services import Services
@@ -15,6 +18,11 @@ from server.undo import Undo
 
 MAX_FORKS: Final = 16
 """Most forks made by one call."""
+
+FILLED_S: Final = 60.0
+"""Longest wait for a fork that another process makes for the same request."""
+
+POLL_S: Final = 0.2
 
 
 class Forking:
@@ -30,11 +38,20 @@ class Forking:
         self._prompting = prompting
 
     async def fork(
-        self, principal: str, session_id: str, *, prompt: str | None, checkpoint_id: str | None, count: int
+        self,
+        principal: str,
+        session_id: str,
+        *,
+        prompt: str | None,
+        checkpoint_id: str | None,
+        count: int,
+        request_id: str | None = None,
     ) -> list[str]:
         """New sessions with the files and the conversation of a checkpoint; their ids. The original is not touched.
 
-        Without a checkpoint: from now when the session rests, from the start of its turn when one runs.
+        Without a checkpoint: from now when the session rests, from the start of its turn when one runs. The same
+        ``request_id`` for the same original gives the forks that it gave first, and makes those that a crash kept it
+        from making.
 
         Raises:
             RookeryError: ``session_not_found``, ``checkpoint_not_found``, ``invalid_argument``,
@@ -42,19 +59,83 @@ class Forking:
         """
         if not 1 <= count <= MAX_FORKS:
             raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"count: must be from 1 to {MAX_FORKS}.")
-        request = None if prompt is None else PromptRequest(prompt=prompt)
+        request = None if prompt is None else PromptRequest(prompt=prompt, request_id=request_id)
         session = await self._services.store.session(principal, session_id)
+        if request_id is None:
+            return await self._forks(session, checkpoint_id, request, [None] * count)
+        keys = [f"fork/{session_id}/{request_id}/{number}" for number in range(1, count + 1)]
+        async with self._fleet.lock(keys[0]):
+            for key in keys:
+                known = await self._services.store.session_by_request(principal, key)
+                if known is not None:
+                    checkpoint_id = known.forked_from
+                    break
+            return await self._forks(session, checkpoint_id, request, keys)
+
+    async def _forks(
+        self,
+        session: SessionRecord,
+        checkpoint_id: str | None,
+        request: PromptRequest | None,
+        keys: Sequence[str | None],
+    ) -> list[str]:
+        """One fork for each key, in this order; those that are there already are taken as they are."""
         checkpoint = await self._fork_point(session, checkpoint_id)
-        ids = []
-        for number in range(1, count + 1):
-            suffix = f" (fork {number} of {count})" if count > 1 else " (fork)"
-            fork_id = self._services.clock.session_id()
-            async with self._fleet.lock(fork_id):
-                fork = await self._undo.fork(session, checkpoint, fork_id, f"{session.title[:180]}{suffix}")
-                if request is not None:
-                    await self._prompting.begin(fork, request)
+        ids: list[str] = []
+        for number, key in enumerate(keys, 1):
+            suffix = f" (fork {number} of {len(keys)})" if len(keys) > 1 else " (fork)"
+            title = f"{session.title[:180]}{suffix}"
+            # Again only when the one that a dead process had begun was removed meanwhile.
+            while (fork_id := await self._one(session, checkpoint, title, request, key)) is None:
+                pass
             ids.append(fork_id)
         return ids
+
+    async def _one(
+        self,
+        session: SessionRecord,
+        checkpoint: CheckpointRecord,
+        title: str,
+        request: PromptRequest | None,
+        key: str | None,
+    ) -> str | None:
+        """Make one fork, or find the one that its request made; None when that was not whole and is gone."""
+        fork_id = self._services.clock.session_id()
+        async with self._fleet.lock(fork_id):
+            fork = await self._undo.fork(session, checkpoint, fork_id, title, key)
+            if fork.id == fork_id:
+                if request is not None:
+                    await self._prompting.begin(fork, request)
+                return fork.id
+        found = await self._filled(fork.id)
+        if found is not None and request is not None:
+            async with self._fleet.lock(found.id):
+                await self._prompting.begin(found, request)
+        return None if found is None else found.id
+
+    async def _filled(self, fork_id: str) -> SessionRecord | None:
+        """A fork once it is whole; None when whoever was filling it died and the janitor removed it.
+
+        Raises:
+            RookeryError: ``timeout``.
+        """
+        with anyio.move_on_after(FILLED_S):
+            while True:
+                try:
+                    fork = await self._services.store.session_for_server(fork_id)
+                except RookeryError as error:
+                    if error.code is not ErrorCode.SESSION_NOT_FOUND:
+                        raise
+                    return None
+                if fork.state is not SessionState.STARTING or fork.turn:
+                    return fork
+                # Another process fills it: nothing here could set an event.
+                await anyio.sleep(POLL_S)
+        raise RookeryError(
+            ErrorCode.TIMEOUT,
+            "Another server process makes this fork for the same request and has not finished. Try again.",
+            retryable=True,
+        )
 
     async def _fork_point(self, session: SessionRecord, checkpoint_id: str | None) -> CheckpointRecord:
         if checkpoint_id is not None:

@@ -295,14 +295,22 @@ class SessionReader:
         session = await self._services.store.session(principal, session_id)
         return await self._home.export(session, from_checkpoint_id, to_checkpoint_id, paths)
 
-    async def patch(self, principal: str, session_id: str) -> bytes:
-        """All changes since the session began, as one whole patch.
+    async def patch(
+        self,
+        principal: str,
+        session_id: str,
+        *,
+        from_checkpoint_id: str | None = None,
+        to_checkpoint_id: str | None = None,
+        paths: Sequence[str] | None = None,
+    ) -> bytes:
+        """The changes between two states as one whole patch; by default all since the session began.
 
         Raises:
             RookeryError: as :meth:`diff`.
         """
         session = await self._services.store.session(principal, session_id)
-        _, patch = await self._home.patch(session, None, None, None)
+        _, patch = await self._home.patch(session, from_checkpoint_id, to_checkpoint_id, paths)
         return patch.data
 
     async def explain_policy(

@@ -125,17 +125,31 @@ class Registry(SessionReader):
             return await self._undo.rewind(session, checkpoint, dry_run=dry_run, conversation=conversation)
 
     async def fork(
-        self, principal: str, session_id: str, *, prompt: str | None, checkpoint_id: str | None, count: int
+        self,
+        principal: str,
+        session_id: str,
+        *,
+        prompt: str | None,
+        checkpoint_id: str | None,
+        count: int,
+        request_id: str | None = None,
     ) -> list[str]:
         """New sessions with the files and the conversation of a checkpoint; their ids. The original is not touched.
 
-        Without a checkpoint: from now when the session rests, from the start of its turn when one runs.
+        See :meth:`server.forking.Forking.fork`.
 
         Raises:
             RookeryError: ``session_not_found``, ``checkpoint_not_found``, ``invalid_argument``,
                 ``too_many_sessions``, ``sandbox_unavailable``, ``storage_unavailable``.
         """
-        return await self._forking.fork(principal, session_id, prompt=prompt, checkpoint_id=checkpoint_id, count=count)
+        return await self._forking.fork(
+            principal,
+            session_id,
+            prompt=prompt,
+            checkpoint_id=checkpoint_id,
+            count=count,
+            request_id=request_id,
+        )
 
     async def write_file(self, principal: str, session_id: str, path: str, data: bytes) -> WrittenFile:
         """Write a file into an idle session's workspace; the agent is told before its next prompt.

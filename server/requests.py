@@ -47,6 +47,17 @@ def checked_prompt(value: str) -> str:
     return value
 
 
+def checked_identifier(value: str | None) -> str | None:
+    """A name or key of the caller's own.
+
+    Raises:
+        ValueError: it is none; the message completes a sentence about it.
+    """
+    if value is not None and not IDENTIFIER.fullmatch(value):
+        raise ValueError("is not an identifier: use letters, digits and _ . : - only, at most 128")
+    return value
+
+
 def checked_schema(value: dict[str, Any]) -> dict[str, Any]:
     """A JSON Schema that an agent's answer can be asked to meet.
 
@@ -155,9 +166,7 @@ class SpawnRequest(Request):
     @field_validator("request_id")
     @classmethod
     def _identifier(cls, value: str | None) -> str | None:
-        if value is not None and not IDENTIFIER.fullmatch(value):
-            raise ValueError("is not an identifier: use letters, digits and _ . : - only, at most 128")
-        return value
+        return checked_identifier(value)
 
     @field_validator("tools")
     @classmethod
@@ -190,9 +199,7 @@ class PromptRequest(Request):
     @field_validator("request_id")
     @classmethod
     def _identifier(cls, value: str | None) -> str | None:
-        if value is not None and not IDENTIFIER.fullmatch(value):
-            raise ValueError("is not an identifier: use letters, digits and _ . : - only, at most 128")
-        return value
+        return checked_identifier(value)
 
 
 class ListRequest(Request):

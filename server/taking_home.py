@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import quote, urlencode
 
 from server.checkpoints import Patch, printable
 from server.errors import ErrorCode, RookeryError
@@ -65,6 +66,7 @@ class TakingHome:
             files=tuple(file_change(change) for change in changes.entries),
             diff=text.text,
             truncated=text.truncated,
+            uri=patch_address(session.id, before_id, after_id, paths) if text.truncated else None,
         )
 
     async def patch(
@@ -103,7 +105,7 @@ class TakingHome:
             patch=text if short else None,
             base64=base64.b64encode(patch.data).decode() if short and text is None else None,
             preview=None if short else patch.data[:PREVIEW].decode("utf-8", "replace"),
-            uri=f"rookery://sessions/{session.id}/changes.patch",
+            uri=patch_address(session.id, before_id, after_id, paths),
             omitted=tuple(f"{printable(one.path)}: {one.reason}" for one in patch.omitted),
         )
 
@@ -120,3 +122,10 @@ class TakingHome:
             raise RookeryError(ErrorCode.SESSION_BUSY, "The session has no files yet: its sandbox is being made.")
         sandbox = await open_sandbox(self._services, session)
         return (await self._services.files(session.id, sandbox).take()).tree_hash
+
+
+def patch_address(session_id: str, before_id: str | None, after_id: str | None, paths: Sequence[str] | None) -> str:
+    """The resource that holds just these changes, whole."""
+    asked = {"since": before_id, "until": after_id, "paths": None if paths is None else "\n".join(paths)}
+    query = urlencode({name: value for name, value in asked.items() if value}, quote_via=quote)
+    return f"rookery://sessions/{session_id}/changes.patch" + (f"?{query}" if query else "")

@@ -145,9 +145,16 @@ class Undo:
         await store.append_events(session.id, session.turn, [(EventKind.REWIND, data)])
 
     async def fork(
-        self, session: SessionRecord, checkpoint: CheckpointRecord, fork_id: str, title: str
+        self,
+        session: SessionRecord,
+        checkpoint: CheckpointRecord,
+        fork_id: str,
+        title: str,
+        request_id: str | None = None,
     ) -> SessionRecord:
         """A new idle session with the files and the conversation of a checkpoint; the original is not touched.
+
+        One that this request made before is given instead, as it is: another process may still be filling it.
 
         If this process dies meanwhile, the janitor of the next removes what there is of it.
 
@@ -170,7 +177,7 @@ class Undo:
                 "pending_notice": FORK_NOTICE,
                 "owner": services.server_id,
                 "resident": False,
-                "request_id": None,
+                "request_id": request_id,
                 "budget_nano_usd": session.budget_nano_usd or round(services.settings.default_budget_usd * NANO_USD),
                 "created_at": now,
                 "updated_at": now,
@@ -178,6 +185,8 @@ class Undo:
             }
         )
         created = await store.create_session(record, None, most_open=services.settings.principal_sessions)
+        if created.id != fork_id:
+            return created
         try:
             await store.copy_transcript(
                 checkpoint.session_id, created.id, checkpoint.transcript_length, cuts=checkpoint.transcript_cuts

@@ -141,6 +141,7 @@ class FileContent(Record):
     text: str | None = Field(default=None, description="the content when it is UTF-8 text")
     base64: str | None = Field(default=None, description="the content when it is not")
     next_offset: int | None = Field(default=None, description="where to read on, null at the end")
+    uri: str | None = Field(default=None, description="resource that holds the whole file, when this is a part")
 
 
 class CostGroup(Record):
@@ -249,6 +250,7 @@ class DiffReport(Record):
     files: tuple[FileChange, ...] = Field(default=(), description="at most 200 of them")
     diff: str = Field(default="", description="unified diff for reading")
     truncated: bool = False
+    uri: str | None = Field(default=None, description="resource that holds the whole as a patch, when it is cut")
 
 
 class PatchReport(Record):

@@ -129,10 +129,27 @@ class Registry(Sessions, Protocol):
         ...
 
     async def fork(
-        self, principal: str, session_id: str, *, prompt: str | None, checkpoint_id: str | None, count: int
-    ) -> Sequence[str]: ...
+        self,
+        principal: str,
+        session_id: str,
+        *,
+        prompt: str | None,
+        checkpoint_id: str | None,
+        count: int,
+        request_id: str | None = None,
+    ) -> Sequence[str]:
+        """Fork a session. An already seen ``request_id`` gives the forks that it gave first."""
+        ...
 
-    async def patch(self, principal: str, session_id: str) -> bytes:
+    async def patch(
+        self,
+        principal: str,
+        session_id: str,
+        *,
+        from_checkpoint_id: str | None = None,
+        to_checkpoint_id: str | None = None,
+        paths: Sequence[str] | None = None,
+    ) -> bytes:
         """All changes since the session began, as a patch."""
         ...
 

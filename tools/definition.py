@@ -17,7 +17,7 @@ from mcp.server import MCPServer
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.mcpserver import Context
-from mcp_types import CallToolResult, InputRequiredResult, TextContent, Tool, ToolAnnotations
+from mcp_types import CallToolResult, InputRequiredResult, ResourceLink, TextContent, Tool, ToolAnnotations
 from pydantic import BaseModel
 
 from server.callers import Caller, Scope
@@ -73,6 +73,7 @@ class ToolDefinition(Generic[Arguments, Answer]):
         arguments: what it takes.
         answer: what it gives, as structured content.
         render: the short text beside it, for people and for clients that show no structured content.
+        link: where the whole of an answer is that gives only a part; None for those that are whole.
         read_only: whether it changes nothing.
         destructive: whether it may remove or overwrite something.
         idempotent: whether repeating it changes nothing more.
@@ -86,6 +87,7 @@ class ToolDefinition(Generic[Arguments, Answer]):
     arguments: type[Arguments]
     answer: type[Answer]
     render: Callable[[Answer], str]
+    link: Callable[[Answer], ResourceLink | None] | None = None
     read_only: bool = False
     destructive: bool = False
     idempotent: bool = False
@@ -117,8 +119,9 @@ class ToolDefinition(Generic[Arguments, Answer]):
     async def answer_to(self, call: Call, arguments: Arguments) -> CallToolResult:
         """Run it and shape its answer."""
         answer = await self.run(call, arguments)
+        link = None if self.link is None else self.link(answer)
         return CallToolResult(
-            content=[TextContent(type="text", text=self.render(answer))],
+            content=[TextContent(type="text", text=self.render(answer)), *(() if link is None else (link,))],
             structured_content=answer.model_dump(mode="json"),
         )
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 from typing import Annotated, Any, Final
+from urllib.parse import quote
 
+from mcp_types import ResourceLink
 from pydantic import Field
 
 from server.errors import ErrorCode, RookeryError
 from server.views import DiffReport, FileContent, FileListing, PatchReport, WrittenFile
 from tools import rendering
+from tools.addresses import FILE, MAX_RESOURCE_BYTES
 from tools.definition import Call, ToolDefinition
 from tools.sessions import SessionArguments, SessionId
 
@@ -45,9 +48,13 @@ async def list_files(call: Call, arguments: ListFilesArguments) -> FileListing:
 
 async def read_file(call: Call, arguments: ReadFileArguments) -> FileContent:
     """Read a file of a session's workspace: `text` when it is UTF-8, else `base64`; long ones in parts by `offset`."""
-    return await call.registry.read_file(
+    content = await call.registry.read_file(
         call.principal, arguments.session_id, arguments.path, arguments.offset, arguments.limit
     )
+    if content.next_offset is None or content.size > MAX_RESOURCE_BYTES:
+        return content
+    whole = FILE.replace("{+path}", "{path}").format(session_id=content.session_id, path=quote(content.path))
+    return content.model_copy(update={"uri": whole})
 
 
 class WriteFileArguments(SessionArguments):
@@ -112,6 +119,22 @@ async def export_changes(call: Call, arguments: CompareArguments) -> PatchReport
     )
 
 
+def _patch_link(report: PatchReport | DiffReport) -> ResourceLink | None:
+    """The whole patch, of an answer that shows only its beginning."""
+    cut = report.preview is not None if isinstance(report, PatchReport) else report.truncated
+    if not cut or report.uri is None:
+        return None
+    return ResourceLink(type="resource_link", uri=report.uri, name="changes.patch", mime_type="text/x-patch")
+
+
+def _file_link(content: FileContent) -> ResourceLink | None:
+    """The whole file, of an answer that holds a part."""
+    if content.uri is None:
+        return None
+    name = content.path.rpartition("/")[2]
+    return ResourceLink(type="resource_link", uri=content.uri, name=name, size=content.size)
+
+
 TOOLS: Final[tuple[ToolDefinition[Any, Any], ...]] = (
     ToolDefinition(
         name="list_files",
@@ -129,6 +152,7 @@ TOOLS: Final[tuple[ToolDefinition[Any, Any], ...]] = (
         arguments=ReadFileArguments,
         answer=FileContent,
         render=rendering.content_text,
+        link=_file_link,
         read_only=True,
     ),
     ToolDefinition(
@@ -148,6 +172,7 @@ TOOLS: Final[tuple[ToolDefinition[Any, Any], ...]] = (
         arguments=DiffFilesArguments,
         answer=DiffReport,
         render=rendering.diff_text,
+        link=_patch_link,
         read_only=True,
     ),
     ToolDefinition(
@@ -157,6 +182,7 @@ TOOLS: Final[tuple[ToolDefinition[Any, Any], ...]] = (
         arguments=CompareArguments,
         answer=PatchReport,
         render=rendering.patch_text,
+        link=_patch_link,
         read_only=True,
     ),
 )

@@ -18,12 +18,9 @@ from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, ListResourcesResult, Pagin
 from server.callers import Scope
 from server.errors import ErrorCode, RookeryError
 from server.requests import ListRequest
-from tools.addresses import FILE, PATCH, SESSION, TRANSCRIPT
+from tools.addresses import FILE, MAX_RESOURCE_BYTES, PATCH, SESSION, TRANSCRIPT
 from tools.definition import ToolServer
 from tools.errors import as_rookery_error
-
-MAX_RESOURCE_BYTES: Final = 8 << 20
-"""Longest resource: beyond it, tools read in parts."""
 
 _LISTED: Final = 100
 """Sessions in one page of the list."""
@@ -34,7 +31,7 @@ _PAGE: Final = 500
 _PART: Final = 1 << 20
 """Bytes of a file fetched at once."""
 
-_MISSING: Final = frozenset({ErrorCode.SESSION_NOT_FOUND, ErrorCode.INVALID_ARGUMENT})
+_MISSING: Final = frozenset({ErrorCode.SESSION_NOT_FOUND, ErrorCode.CHECKPOINT_NOT_FOUND, ErrorCode.INVALID_ARGUMENT})
 """Codes that mean that there is no such resource."""
 
 
@@ -85,13 +82,22 @@ def add_resources(server: ToolServer) -> None:
         PATCH,
         name="changes",
         title="Changes of a session",
-        description="All that the agent changed since its session began, as a patch for git apply.",
+        description="What the agent changed, as a patch for git apply: since its session began, or between the "
+        "checkpoints `since` and `until`; of `paths` only, one a line.",
         mime_type="text/x-patch",
     )
-    async def changes(session_id: str, context: Context[Any, Any]) -> bytes:
+    async def changes(
+        session_id: str, context: Context[Any, Any], since: str = "", until: str = "", paths: str = ""
+    ) -> bytes:
         try:
             principal = _reader(server, context)
-            return await (await server.backend.registry()).patch(principal, session_id)
+            return await (await server.backend.registry()).patch(
+                principal,
+                session_id,
+                from_checkpoint_id=since or None,
+                to_checkpoint_id=until or None,
+                paths=paths.split("\n") if paths else None,
+            )
         except Exception as error:
             raise _resource_error(error, "changes") from error
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pydantic import Field, field_validator
 
-from server.requests import checked_prompt
+from server.requests import checked_identifier, checked_prompt
 from server.views import CheckpointSummary, ForkReport, RewindReport
 from tools import rendering
 from tools.definition import Call, ToolDefinition
@@ -36,12 +36,20 @@ class ForkArguments(SessionArguments):
         default=None, description="where the forks begin; default: now, or the start of the turn that runs"
     )
     count: int = Field(default=1, ge=1, le=MAX_FORKS, description="how many forks")
+    request_id: str | None = Field(
+        default=None, max_length=200, description="key of your own: a repeated call answers with the first forks"
+    )
     wait_s: WaitSeconds = DEFAULT_WAIT_S
 
     @field_validator("prompt")
     @classmethod
     def _prompt(cls, value: str | None) -> str | None:
         return None if value is None else checked_prompt(value)
+
+    @field_validator("request_id")
+    @classmethod
+    def _identifier(cls, value: str | None) -> str | None:
+        return checked_identifier(value)
 
 
 async def create_checkpoint(call: Call, arguments: CheckpointArguments) -> CheckpointSummary:
@@ -87,6 +95,7 @@ async def fork_session(call: Call, arguments: ForkArguments) -> ForkReport:
         prompt=arguments.prompt,
         checkpoint_id=arguments.checkpoint_id,
         count=arguments.count,
+        request_id=arguments.request_id,
     )
     turn = 0 if arguments.prompt is None else 1
     waited = await wait_until_settled(call, dict.fromkeys(ids, turn), wait_s=arguments.wait_s)

@@ -11,6 +11,7 @@ from server.errors import ErrorCode, RookeryError
 from server.gateway.scripted import prompt_with
 from server.models import SessionState
 from server.registry import Registry
+from server.requests import ListRequest
 from tests.house import ME, PATIENCE_S, bash, go_on, open_house, run, say, settled, spawn
 
 pytestmark = pytest.mark.providers
@@ -132,3 +133,33 @@ async def test_a_rewind_works_after_a_restart(tmp_path: Path) -> None:
     async with open_house(tmp_path) as registry:
         await registry.rewind(ME, first.session_id, kept.id, dry_run=False, conversation=False)
         assert await tree(registry, first.session_id) == {"file": "two\n"}
+
+
+async def test_the_same_fork_request_gives_the_same_forks_racing_repeated_and_across_servers(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as one, open_house(tmp_path) as other:
+        first = await run(one, [bash("echo one > file"), {"text": "done"}])
+        answers: list[list[str]] = []
+
+        async def ask(registry: Registry, count: int = 2) -> None:
+            prompt = prompt_with([bash("echo once >> file"), {"text": "forked"}])
+            answers.append(
+                await registry.fork(
+                    ME, first.session_id, prompt=prompt, checkpoint_id=None, count=count, request_id="the-same"
+                )
+            )
+
+        async with anyio.create_task_group() as tasks:
+            for registry in (one, one, other):
+                tasks.start_soon(ask, registry)
+        assert answers[0] == answers[1] == answers[2]
+        for fork in answers[0]:
+            assert (await settled(one, fork)).text == "forked"
+            assert await tree(one, fork) == {"file": "one\nonce\n"}
+        # One more was asked for than a first call lived to make: the old ones stay what they are.
+        await go_on(one, first.session_id, [bash("echo two > file"), {"text": "done"}])
+        await ask(other, count=3)
+        assert answers[3][:2] == answers[0]
+        assert (await settled(other, answers[3][2])).text == "forked"
+        assert await tree(other, answers[3][2]) == {"file": "one\nonce\n"}
+        sessions = (await one.list(ME, ListRequest(limit=100))).sessions
+        assert {session.session_id for session in sessions} == {first.session_id, *answers[3]}

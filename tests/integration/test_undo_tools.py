@@ -147,10 +147,41 @@ async def test_a_client_asks_what_a_policy_says(tmp_path: Path, era: str) -> Non
         assert await refused(client, "explain_policy", policy="missing", **given) == "invalid_argument"
 
 
+async def test_what_is_too_long_for_an_answer_is_a_link_to_just_that(tmp_path: Path) -> None:
+    async with connected(tmp_path / "home", "auto") as client:
+        steps = [bash("seq 40000 > 'a b'; echo x > other"), {"text": "done"}]
+        session_id = (await call(client, "spawn_agent", prompt=prompt_with(steps)))["session_id"]
+        steps = [bash("seq 40000 80000 > 'a b'; echo y > other"), {"text": "done"}]
+        second = await call(client, "continue_session", session_id=session_id, prompt=prompt_with(steps))
+        asked = {"session_id": session_id, "from_checkpoint_id": second["checkpoint_id"], "paths": ["a b"]}
+        answer = await client.call_tool("export_changes", asked)
+        report = answer.structured_content
+        assert report is not None
+        assert report["patch"] is None
+        assert len(report["preview"]) <= 4000
+        link = answer.content[-1]
+        assert link.type == "resource_link"
+        (content,) = (await client.read_resource(link.uri)).contents
+        whole = base64.b64decode(content.blob)  # type: ignore[union-attr]  # bytes are blobs
+        assert len(whole) == report["size"]
+        assert whole.startswith(report["preview"].encode())
+        assert b"-40001\n" not in whole
+        assert b"other" not in whole
+        diff = await client.call_tool("diff_files", {**asked, "max_bytes": 1000})
+        assert diff.content[-1].type == "resource_link"
+        read = await client.call_tool("read_file", {"session_id": session_id, "path": "a b", "limit": 100})
+        link = read.content[-1]
+        assert link.type == "resource_link"
+        (content,) = (await client.read_resource(link.uri)).contents
+        assert base64.b64decode(content.blob).endswith(b"80000\n")  # type: ignore[union-attr]
+        read = await client.call_tool("read_file", {"session_id": session_id, "path": "other"})
+        assert [one.type for one in read.content] == ["text"], "what is whole needs no link"
+
+
 async def test_bad_forks_and_checkpoints_are_typed_errors(tmp_path: Path) -> None:
     async with connected(tmp_path / "home", "auto") as client:
         session_id = (await call(client, "spawn_agent", prompt=prompt_with([{"text": "x"}])))["session_id"]
-        for bad in ({"count": 17}, {"count": 0}, {"prompt": " "}, {"wait_s": -1}):
+        for bad in ({"count": 17}, {"count": 0}, {"prompt": " "}, {"wait_s": -1}, {"request_id": "a/b"}):
             assert await refused(client, "fork_session", session_id=session_id, **bad) == "invalid_argument"
         code = await refused(client, "fork_session", session_id=session_id, checkpoint_id="cp_missing")
         assert code == "checkpoint_not_found"
