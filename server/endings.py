@@ -13,7 +13,7 @@ from server.hooks import Stop, Subject
 from server.inbox import OpenTurn
 from server.models import SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.services import Services
-from server.store import Store
+from server.store import Heard, Store
 from server.turns import TurnTracker
 
 SETTLE_ATTEMPTS: Final = 4
@@ -88,15 +88,21 @@ async def _refusal(services: Services, session: SessionRecord, text: str, ending
     return None if objection is None else refused(objection.because)
 
 
-async def write_end(store: Store, record: TurnRecord, *, to: SessionState) -> SessionRecord:
+async def write_end(store: Store, record: TurnRecord, *, to: SessionState, heard: Heard | None = None) -> SessionRecord:
     """One transaction for the turn and the state; tried again while the store is unavailable.
+
+    Args:
+        store: the store.
+        record: the turn, ended.
+        to: the session's state from now on.
+        heard: how far the agent's output was taken, where another server could take the agent over.
 
     Raises:
         RookeryError: ``storage_unavailable``, after several tries.
     """
     for attempt in range(SETTLE_ATTEMPTS):
         try:
-            return await store.end_turn(record, to=to)
+            return await store.end_turn(record, to=to, heard=heard)
         except RookeryError as error:
             if error.code is not ErrorCode.STORAGE_UNAVAILABLE or attempt == SETTLE_ATTEMPTS - 1:
                 raise

@@ -14,7 +14,7 @@ from policies import Policy
 from server.changes import Changes
 from server.errors import ErrorCode, RookeryError
 from server.inbox import Leave, StartTurn
-from server.launching import LiveAgent
+from server.launching import LiveAgent, Survivor
 from server.models import SessionRecord, TurnRecord
 from server.places import Places
 from server.services import Services
@@ -81,15 +81,18 @@ class Fleet:
         *,
         resumed: bool = False,
         warm: LiveAgent | None = None,
+        survivor: Survivor | None = None,
     ) -> SessionActor:
         """Start an actor for a session whose turn is in the store already."""
-        actor = SessionActor(self._services, session, policy, self._changes, warm)
+        outlived = None if survivor is None else survivor.live
+        actor = SessionActor(self._services, session, policy, self._changes, warm, outlived)
+        heard = 0 if survivor is None else survivor.heard
         self._actors[session.id] = actor
         trace = present()
 
         async def live() -> None:
             try:
-                await actor.run(StartTurn(turn, resumed, trace))
+                await actor.run(StartTurn(turn, resumed, trace, heard))
             finally:
                 if self._actors.get(session.id) is actor:
                     del self._actors[session.id]

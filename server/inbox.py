@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from claude_agent_sdk import Message
 from opentelemetry.context import Context
@@ -14,6 +14,8 @@ from opentelemetry.context import Context
 from server.errors import RookeryError
 from server.models import TurnRecord
 from server.telemetry.turn_span import TurnSpan
+
+_PROMPTS: Final = uuid.UUID("5f7a8c1e-3d0b-4b57-9a52-9a6f3a3a1c5d")
 
 
 class Leave(StrEnum):
@@ -33,6 +35,8 @@ class StartTurn:
     """The turn was put off for an approval: the agent takes it up by itself, without a prompt."""
     trace: Context | None = None
     """The trace of the call that asked for it."""
+    heard: int = 0
+    """How far the agent's output is in the store already, when the agent outlived the server that had started it."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,11 @@ class GatewaySaid:
 Item = StartTurn | Interrupt | GoAway | AgentSaid | AgentLeft | Overspent | GatewaySaid
 
 
+def message_id_of(turn: TurnRecord) -> str:
+    """Names the turn's prompt, the same in every server: one that takes the agent over knows whether it was sent."""
+    return str(uuid.uuid5(_PROMPTS, f"{turn.session_id} {turn.number} {turn.started_at.isoformat()}"))
+
+
 @dataclass
 class OpenTurn:
     """The turn under way and what the host did to it."""
@@ -86,7 +95,7 @@ class OpenTurn:
     """Taken up again after an approval: the agent needs no prompt."""
     leftover: bool = False
     """A call that an earlier turn put off comes again before the prompt is answered, and has a result of its own."""
-    message_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    message_id: str = ""
     """Names the prompt; the result that answers it names it again."""
     prompted: bool = False
     """The agent has been asked, so that a result is owed."""

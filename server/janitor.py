@@ -9,7 +9,7 @@ that none needs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
 from datetime import timedelta
 from typing import Final, Protocol
 
@@ -17,7 +17,7 @@ import anyio
 import structlog
 
 from server.errors import ErrorCode, RookeryError
-from server.launching import open_sandbox
+from server.launching import Survivor, launch_options, open_sandbox, take_over
 from server.leases import Leases
 from server.models import EventKind, ServerRecord, SessionRecord, SessionState, StopReason, TurnRecord
 from server.sandboxes.base import Sandbox, SandboxProvider, SandboxSpec
@@ -66,21 +66,33 @@ class Residents(Protocol):
         ...
 
 
-class Janitor:
-    """Reconciles. Part of the registry."""
+Revive = Callable[[SessionRecord, TurnRecord, Survivor], Awaitable[None]]
 
-    def __init__(self, services: Services, leases: Leases, residents: Residents) -> None:
+
+class Janitor:
+    """Reconciles. Part of the registry.
+
+    Args:
+        residents: the agents of this process.
+        revive: starts an actor that goes on with an agent that outlived its server; None: such agents are left alone,
+            for a server that stays.
+    """
+
+    def __init__(self, services: Services, leases: Leases, residents: Residents, revive: Revive | None = None) -> None:
         self._services = services
         self._leases = leases
         self._residents = residents
+        self._revive = revive
 
     async def serve(self) -> None:
         """Go round until cancelled."""
+        await self._sweep_sandboxes(away=True)
         for number in itertools.count():
             try:
                 with anyio.move_on_after(ROUND_S):
                     await self._death()
                 await self.reconcile()
+                await self._sweep_sandboxes(away=True)
                 await self.prune()
                 if number % THINNING_ROUNDS == 0:
                     await self.thin_out()
@@ -118,7 +130,7 @@ class Janitor:
         for server_id in dead:
             await store.remove_server(server_id)
         self._leases.sweep()
-        await self._sweep_sandboxes()
+        await self._sweep_sandboxes(away=False)
         return len(mended)
 
     async def _mend(self, session_id: str) -> bool:
@@ -136,17 +148,22 @@ class Janitor:
         finally:
             lock.release()
 
-    async def _sweep_sandboxes(self) -> None:
+    async def _sweep_sandboxes(self, *, away: bool) -> None:
         """Remove sandboxes that no session has, as a killed server leaves them.
 
         What a living server made it may just be about to use, or keep warm: that is its own to look after.
+
+        Args:
+            away: those that are not on this machine; no start of a server waits for them.
         """
         services = self._services
         for provider in services.providers:
+            if provider.capabilities.survives_host is not away:
+                continue
             try:
                 await self._sweep_provider(provider)
             except RookeryError as error:
-                if provider is services.providers.default:
+                if provider is services.providers.default and not away:
                     raise
                 log.info("sandboxes cannot be listed", provider=provider.name, error=str(error))
 
@@ -200,6 +217,9 @@ class Janitor:
             owner = servers.get(session.owner)
             if owner is not None and self._leases.alive(owner):
                 return False
+        lasts = session.state.is_busy and self._services.provider_of(session).capabilities.survives_host
+        if lasts and self._revive is None and not asleep_too:
+            return False
         if not await store.claim(session.id, self._services.server_id, expect_owner=session.owner):
             return False
         current = await store.session_for_server(session.id)
@@ -207,10 +227,34 @@ class Janitor:
             # A fork that was being filled: the original has all of it, and nobody was told of this one.
             await self.delete(await store.move(current.id, SessionState.FAILED, owner=None))
             return True
+        if lasts and not asleep_too and await self._is_taken_over(current):
+            return True
         sandbox = await self._healed(current)
         if current.state.is_busy and (asleep_too or not await self._sleeps(current)):
             await self._close_turn(current, sandbox)
         await store.update_session(session.id, owner=None, resident=False)
+        return True
+
+    async def _is_taken_over(self, session: SessionRecord) -> bool:
+        """Go on with the very turn of a session whose agent outlived its server; False where there is none such.
+
+        Raises:
+            RookeryError: the agent may live and cannot be reached now: it is tried again.
+        """
+        turn = await self._services.store.turn(session.id, session.turn)
+        if turn.ended_at is not None or self._revive is None:
+            return False
+        options = launch_options(session, self._services.policy_of(session), self._services.settings)
+        try:
+            survivor = await take_over(self._services, session, options)
+        except RookeryError as error:
+            if error.code is not ErrorCode.SANDBOX_LOST:
+                raise
+            return False
+        if survivor is None:
+            return False
+        log.info("agent outlived its server and goes on", session_id=session.id, turn=turn.number)
+        await self._revive(session, turn, survivor)
         return True
 
     async def _sleeps(self, session: SessionRecord) -> bool:

@@ -12,7 +12,7 @@ import anyio
 from claude_agent_sdk import SessionStore
 
 from policies import Policy
-from server.agent.agent import Agent
+from server.agent.agent import STREAM, Agent
 from server.agent.launch import LaunchOptions, transcript_files
 from server.agent.permissions import PermissionGate
 from server.delegation import SERVER, Delegation, may_delegate
@@ -22,7 +22,7 @@ from server.gateway import Grant
 from server.hooks import PostToolUse
 from server.models import SessionRecord
 from server.policy_book import turns_of
-from server.sandboxes.base import Sandbox, SandboxProvider, SandboxSpec
+from server.sandboxes.base import LastingProcess, LastingSandbox, Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
 from server.settings import Settings
 from server.workspaces import fill
@@ -69,6 +69,17 @@ class LiveAgent:
     """Ends the agent, revokes its grant and stops its sandbox, in this order."""
 
 
+@dataclass
+class Survivor:
+    """An agent that outlived the server that had started it."""
+
+    live: LiveAgent
+    told: bytes
+    """What that server wrote to it since the last turn's end."""
+    heard: int
+    """How far its output is in the store already, in bytes from its start."""
+
+
 def prepare_fresh(
     services: Services, session_id: str, sandbox: Sandbox, options: LaunchOptions, stack: AsyncExitStack
 ) -> LiveAgent:
@@ -99,6 +110,49 @@ async def prepare_again(
     return _prepare(services, session.id, sandbox, options, files, stack, resume=True)
 
 
+async def take_over(services: Services, session: SessionRecord, options: LaunchOptions) -> Survivor | None:
+    """The session's agent as a server that died left it at work; None where there is none that can be taken over.
+
+    Raises:
+        RookeryError: ``sandbox_lost``; ``sandbox_unavailable``: it may be there and cannot be reached now.
+    """
+    if not services.provider_of(session).capabilities.survives_host or session.sandbox is None:
+        return None
+    sandbox = await services.attach(session)
+    if not isinstance(sandbox, LastingSandbox) or options.intercept or options.mcp_servers:
+        # Who intercepts has keys of its own, which the agent's programs trust and which died with the server. So did
+        # the conversation that the agent had with a server of ours in that process.
+        return None
+    known = await services.store.heard(session.id)
+    heard, settled = known or (None, None)
+    outlet = services.egress.open() if options.network else None
+    stack = AsyncExitStack()
+    try:
+        process = await sandbox.resume_agent(outlet=outlet)
+        if process is None or not _fits(services, process):
+            return None
+        kept = process.keepsake[STREAM]
+        if settled is not None and settled.stream == kept and settled.position > process.position:
+            # The turn before was stored, and the relay was not told any more.
+            process = await sandbox.resume_agent(position=settled.position, outlet=outlet)
+            if process is None:
+                return None
+        live = _prepare(services, session.id, sandbox, options, {}, stack, resume=True, survivor=process, outlet=outlet)
+        outlet = None
+    finally:
+        if outlet is not None:
+            outlet.close()
+    return Survivor(live, process.told, heard.position if heard is not None and heard.stream == kept else 0)
+
+
+def _fits(services: Services, process: LastingProcess) -> bool:
+    """Whether a process runs, and was started with the hooks that this server has."""
+    kept = process.keepsake
+    if process.returncode is not None or not isinstance(kept, Mapping) or not kept.get("token"):
+        return False
+    return kept.get("after") == services.hooks.any_for(PostToolUse)
+
+
 def _prepare(
     services: Services,
     session_id: str,
@@ -108,14 +162,22 @@ def _prepare(
     stack: AsyncExitStack,
     *,
     resume: bool,
+    survivor: LastingProcess | None = None,
+    outlet: EgressOutlet | None = None,
 ) -> LiveAgent:
     stack.push_async_callback(_stop_bounded, sandbox)
-    grant = services.gateway.open_grant()
+    after = services.hooks.any_for(PostToolUse)
+    if survivor is None:
+        grant = services.gateway.open_grant()
+        keepsake = {STREAM: services.clock.identifier("stream"), "token": grant.token, "after": after}
+        outlet = services.egress.open() if options.network else None
+    else:
+        keepsake = {**survivor.keepsake}
+        grant = services.gateway.adopt_grant(str(keepsake["token"]))
     stack.callback(grant.revoke)
-    outlet = services.egress.open() if options.network else None
     if outlet is not None:
         stack.callback(outlet.close)
-    gate = PermissionGate(hot_s=services.settings.approval_hot_s, after=services.hooks.any_for(PostToolUse))
+    gate = PermissionGate(hot_s=services.settings.approval_hot_s, after=after)
     delegation = services.delegate(gate.admissions) if SERVER in options.mcp_servers else None
     agent = Agent(
         sandbox=sandbox,
@@ -130,6 +192,8 @@ def _prepare(
         mcp_servers={} if delegation is None else {SERVER: delegation.server},
         outlet=outlet,
         trust=outlet.trust if outlet is not None and options.intercept else None,
+        keepsake=keepsake,
+        survivor=survivor,
     )
     return LiveAgent(session_id, sandbox, grant, gate, outlet, delegation, agent, stack)
 

@@ -20,11 +20,13 @@ class Placement:
 
     Args:
         warm: an agent that was started in advance and is to become the session's.
+        survivor: the session's agent, which outlived its server; it must be entered like one that is to be started.
     """
 
-    def __init__(self, services: Services, warm: LiveAgent | None) -> None:
+    def __init__(self, services: Services, warm: LiveAgent | None, survivor: LiveAgent | None = None) -> None:
         self._services = services
         self._warm = warm
+        self._survivor = survivor
         self.settled = anyio.Event()
         """Set when the sandbox exists, or when that failed: then ``error`` says why."""
         self.error: RookeryError | None = None
@@ -59,6 +61,10 @@ class Placement:
         Raises:
             RookeryError: ``storage_unavailable``.
         """
+        survivor, self._survivor = self._survivor, None
+        if survivor is not None:
+            await stack.enter_async_context(survivor.closing)
+            return survivor
         warm, self._warm = self._warm, None
         if warm is not None:
             await stack.enter_async_context(warm.closing)
@@ -69,5 +75,6 @@ class Placement:
 
     async def close(self) -> None:
         """End a warm agent that nobody took over."""
-        if self._warm is not None:
-            await self._warm.closing.aclose()
+        for left in (self._warm, self._survivor):
+            if left is not None:
+                await left.closing.aclose()

@@ -17,6 +17,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from server.agent.launch import LaunchOptions
+from server.agent.replay import was_prompted
 from server.answering import Answering
 from server.callers import Caller
 from server.concurrency import background_tasks
@@ -26,10 +27,10 @@ from server.fleet import Fleet
 from server.forking import Forking
 from server.forwarding import Forwarding
 from server.holding import Holding
-from server.inbox import Leave
+from server.inbox import Leave, message_id_of
 from server.inheritance import inherited
 from server.janitor import Janitor
-from server.launching import open_sandbox
+from server.launching import Survivor, open_sandbox
 from server.leases import HEARTBEAT_S, Leases
 from server.models import ApprovalRecord, CheckpointRecord, EventKind, SessionRecord, SessionState, TurnRecord
 from server.policy_book import turns_of
@@ -57,12 +58,12 @@ INTERRUPT_TIMEOUT_S: Final = 15.0
 class Registry(SessionReader):
     """Owns the sessions. Made by :func:`open_registry`."""
 
-    def __init__(self, services: Services, leases: Leases, tasks: TaskGroup) -> None:
+    def __init__(self, services: Services, leases: Leases, tasks: TaskGroup, *, visiting: bool = False) -> None:
         super().__init__(services)
         self.tokens = Tokens(services.store, services.clock)
         """The API tokens of the store."""
         self._fleet = Fleet(services, self._changes, tasks, self._wake_answered)
-        self.janitor = Janitor(services, leases, self._fleet)
+        self.janitor = Janitor(services, leases, self._fleet, None if visiting else self._go_on)
         self._forwarding = Forwarding(services, leases, self._serve_command)
         self._answering = Answering(services, self._resume)
         self._spawning = Spawning(services, self._fleet)
@@ -276,6 +277,11 @@ class Registry(SessionReader):
                 if error.code is not ErrorCode.SESSION_NOT_FOUND:
                     log.warning("session could not be woken by its answer", session_id=session_id, error=str(error))
 
+    async def _go_on(self, session: SessionRecord, turn: TurnRecord, survivor: Survivor) -> None:
+        """Take up the turn of an agent that outlived its server."""
+        prompted = was_prompted(survivor.told, message_id_of(turn))
+        self._fleet.start(session, self._services.policy_of(session), turn, resumed=prompted, survivor=survivor)
+
     async def _resume(self, session: SessionRecord, turn: TurnRecord) -> None:
         self._fleet.start(session, self._services.policy_of(session), turn, resumed=True)
 
@@ -411,7 +417,7 @@ async def open_registry(services: Services, leases: Leases, *, visiting: bool = 
     await services.store.register_server(services.server_id)
     try:
         async with background_tasks() as tasks:
-            registry = Registry(services, leases, tasks)
+            registry = Registry(services, leases, tasks, visiting=visiting)
             await registry.janitor.reconcile()
             tasks.start_soon(partial(registry.serve, visiting=visiting))
             try:

@@ -36,6 +36,7 @@ from server.inbox import (
     OpenTurn,
     Overspent,
     StartTurn,
+    message_id_of,
 )
 from server.launching import LiveAgent
 from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
@@ -45,6 +46,7 @@ from server.retrying import CONTINUE_PROMPT, next_attempt
 from server.sandbox_meter import SandboxMeter
 from server.services import Services
 from server.snapshots import Snapshots, heal_workspace
+from server.store import Heard
 from server.telemetry.spans import present
 from server.telemetry.turn_span import TurnSpan
 from server.turns import Entry, TurnTracker
@@ -77,6 +79,7 @@ class SessionActor:
         policy: Policy,
         changes: Changes,
         warm: LiveAgent | None = None,
+        survivor: LiveAgent | None = None,
     ) -> None:
         self.session = session
         self._services = services
@@ -91,9 +94,12 @@ class SessionActor:
         self._turn: OpenTurn | None = None
         self._leaving: Leave | None = None
         self._gone = False
+        self._known = 0
         self._idle_since = anyio.current_time()
         self._begun = False
-        self.placement = Placement(services, warm)
+        self._heard = 0
+        """How far the agent's output is in the store, where it may outlive this process."""
+        self.placement = Placement(services, warm, survivor)
         self.stopped = anyio.Event()
         """Set when the actor is gone and the store says so."""
 
@@ -141,6 +147,7 @@ class SessionActor:
     async def run(self, first: StartTurn) -> None:
         """Live: start the agent, run turns, leave. Never raises; all ends are written to the store."""
         self._turn, self._begun = self._opened(first), True
+        self._known = first.heard
         try:
             async with anyio.create_task_group() as tasks:
                 try:
@@ -306,12 +313,27 @@ class SessionActor:
         if is_foreign_result(message, self._turn):
             return
         entries.extend(self._tracker.feed(message))
+        position = None if self._agent is None else self._agent.position_of(message)
+        if position is not None:
+            self._heard = position
+            if position <= self._known:
+                # The server that died had stored this; what the agent said is heard again, not told again.
+                entries = []
         if self._turn is not None:
             self._turn.span.hear(message)
-            await self._services.store.append_events(self.session.id, self._turn.record.number, entries)
+            await self._services.store.append_events(
+                self.session.id, self._turn.record.number, entries, heard=self._hearing
+            )
         elif entries:
-            await self._services.store.append_events(self.session.id, self.session.turn, entries)
+            await self._services.store.append_events(self.session.id, self.session.turn, entries, heard=self._hearing)
         await self._after_message()
+
+    @property
+    def _hearing(self) -> Heard | None:
+        """How far the agent's output was taken; None where no other server could take it over."""
+        if self._agent is None or not self._agent.stream:
+            return None
+        return Heard(self._agent.stream, self._heard)
 
     async def _after_message(self) -> None:
         turn = self._turn
@@ -390,7 +412,8 @@ class SessionActor:
         self._arm(self._turn)
 
     def _opened(self, start: StartTurn) -> OpenTurn:
-        return OpenTurn(start.turn, TurnSpan(self.session, start.turn, start.trace), resumed=start.resumed)
+        span = TurnSpan(self.session, start.turn, start.trace)
+        return OpenTurn(start.turn, span, resumed=start.resumed, message_id=message_id_of(start.turn))
 
     def _arm(self, turn: OpenTurn) -> None:
         self._tracker.begin()
@@ -484,8 +507,13 @@ class SessionActor:
         record = await self._snapshots.end_of(record)
         waits = record.stop_reason is StopReason.AWAITING_APPROVAL
         self.session = await write_end(
-            self._services.store, record, to=SessionState.AWAITING_APPROVAL if waits else self._rest
+            self._services.store,
+            record,
+            to=SessionState.AWAITING_APPROVAL if waits else self._rest,
+            heard=self._hearing,
         )
+        if self._agent is not None:
+            self._agent.settle(self._heard)
         turn.span.end(record)
         self._services.metrics.turn_ended(record)
         self._turn = None

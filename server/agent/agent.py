@@ -8,12 +8,12 @@ from typing import Any, Final, Self
 
 import anyio
 import structlog
-from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message, SessionStore
+from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message, SessionStore, SystemMessage
 
 from server.agent.launch import LaunchOptions, arguments, environment, trace_variables
 from server.agent.permissions import PermissionGate
 from server.agent.transport import SandboxTransport
-from server.sandboxes.base import CONFIG_DIR, AgentProcess, Outlet, Sandbox
+from server.sandboxes.base import CONFIG_DIR, AgentProcess, LastingProcess, LastingSandbox, Outlet, Sandbox
 from server.telemetry.spans import span
 
 log = structlog.get_logger(__name__)
@@ -23,6 +23,10 @@ CONNECT_TIMEOUT_S: Final = 60.0
 
 CONTROL_TIMEOUT_S: Final = 5.0
 """Longest wait for the CLI's answer to an interrupt or a stop."""
+
+
+STREAM: Final = "stream"
+"""Key of the keepsake: the name of the agent's output."""
 
 
 class Agent:
@@ -39,6 +43,8 @@ class Agent:
         gate: decides on tool calls.
         mcp_servers: in-process MCP servers by name.
         outlet: its way to the network, when the launch options say that it has one.
+        keepsake: what another host needs to take it over, with :data:`STREAM` in it; kept where agents outlive hosts.
+        survivor: its process, which another host started.
         trust: makes the files by which it trusts that way, when the launch options say that connections are opened.
 
     Raises (on entry):
@@ -61,18 +67,26 @@ class Agent:
         mcp_servers: Mapping[str, Any] | None = None,
         outlet: Outlet | None = None,
         trust: Callable[[], Awaitable[Mapping[str, bytes]]] | None = None,
+        keepsake: Mapping[str, Any] | None = None,
+        survivor: LastingProcess | None = None,
     ) -> None:
+        lasting = isinstance(sandbox, LastingSandbox)
+
         async def start() -> AgentProcess:
             trusted = {} if trust is None else await trust()
+            lasts: dict[str, Any] = {"keepsake": keepsake} if lasting else {}
             return await sandbox.start_agent(
                 arguments(options, session_id, resume=resume),
                 {**environment(options, token), **trace_variables()},
                 config_files={**config_files, **trusted},
                 outlet=outlet,
+                **lasts,
             )
 
         self.session_id = session_id
-        self._transport = SandboxTransport(start, session_id)
+        self.stream = str((keepsake or {}).get(STREAM, "")) if lasting else ""
+        """Names its output for good, where another host may take it over; else empty."""
+        self._transport = SandboxTransport(start, session_id, stream=self.stream, survived=survivor)
         self._client = ClaudeSDKClient(
             ClaudeAgentOptions(
                 can_use_tool=gate.can_use_tool,
@@ -107,6 +121,16 @@ class Agent:
     def alive(self) -> bool:
         """Whether its process runs."""
         return self._transport.is_ready()
+
+    def position_of(self, message: Message) -> int | None:
+        """Where in its output a message ended; None where that is not known, or nobody could take it over."""
+        found = message.data if isinstance(message, SystemMessage) else None
+        message_id = getattr(message, "uuid", None) if found is None else found.get("uuid")
+        return self._transport.position_of(message_id)
+
+    def settle(self, position: int) -> None:
+        """Everything that it said up to a position is stored for good."""
+        self._transport.settle(position)
 
     async def prompt(self, text: str, message_id: str, *, notice: str | None = None) -> None:
         """Send a prompt, verbatim.

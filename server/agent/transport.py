@@ -9,14 +9,16 @@ waits a minute in ``initialize``).
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio
 from claude_agent_sdk import ClaudeSDKError, ProcessError, Transport
 
 from server.agent.launch import TRANSCRIPTS
-from server.sandboxes.base import CONFIG_DIR, AgentProcess
+from server.agent.replay import Placed, answered_requests, initialised
+from server.sandboxes.base import CONFIG_DIR, AgentProcess, LastingProcess
 
 MAX_LINE_BYTES: Final = 32 << 20
 """Longest line accepted from the CLI. The Messages API takes requests of at most 32 MB, and one frame holds a part
@@ -24,6 +26,9 @@ of one."""
 
 MAX_NOISE_LINES: Final = 1_000
 """Lines that are no JSON objects (a library's warning) are passed over, but not without end."""
+
+MAX_POSITIONS: Final = 10_000
+"""Messages whose place in the output is remembered: many more than wait to be stored."""
 
 EOF_GRACE_S: Final = 3.0
 """How long the CLI may take to leave after the end of its input, before its process tree is ended."""
@@ -71,10 +76,26 @@ class SandboxTransport(Transport):
     Args:
         start: starts the process; called once by ``connect``.
         session_id: the only session whose frames are accepted.
+        stream: names the process's output for good, where it may outlive this host; empty where it does not.
+        survived: the process was started by another host, which initialised it.
     """
 
-    def __init__(self, start: Callable[[], Awaitable[AgentProcess]], session_id: str) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Awaitable[AgentProcess]],
+        session_id: str,
+        *,
+        stream: str = "",
+        survived: LastingProcess | None = None,
+    ) -> None:
         self._start = start
+        self._stream = stream
+        self._survived = survived
+        self._answered = frozenset[str]() if survived is None else answered_requests(survived.told)
+        self._greeting: dict[str, Any] | None = None
+        self._greeted = anyio.Event()
+        self._position = 0
+        self._positions: OrderedDict[str, int] = OrderedDict()
         self._session_id = session_id
         self._transcripts = f"{CONFIG_DIR}/{TRANSCRIPTS}/{session_id}"
         self._process: AgentProcess | None = None
@@ -86,9 +107,23 @@ class SandboxTransport(Transport):
         """The agent's process once connected."""
         return self._process
 
+    def position_of(self, message_id: str | None) -> int | None:
+        """Where in the output a message ended; None where that is not known, or the output has no positions."""
+        return None if message_id is None else self._positions.get(message_id)
+
+    def settle(self, position: int) -> None:
+        """Everything up to a position of the output is stored for good."""
+        process = self._process
+        if self._stream and process is not None:
+            cast(LastingProcess, process).settle(position)
+
     async def connect(self) -> None:
         if self._process is None:
-            self._process = await self._start()
+            if self._survived is not None:
+                self._survived.admit()
+            self._process = self._survived or await self._start()
+            if self._stream:
+                self._position = cast(LastingProcess, self._process).position
 
     def is_ready(self) -> bool:
         return self._process is not None and not self._ending and self._process.returncode is None
@@ -96,6 +131,11 @@ class SandboxTransport(Transport):
     async def write(self, data: str) -> None:
         if self._process is None:
             raise ClaudeSDKError("the agent is not connected")
+        if self._survived is not None and not self._greeted.is_set():
+            # It was initialised by the host that started it, with the same hooks; a second time it would refuse.
+            self._greeting = initialised(data)
+            self._greeted.set()
+            return
         async with self._write_lock:
             try:
                 await self._process.write(data.encode("utf-8", "backslashreplace"))
@@ -108,10 +148,17 @@ class SandboxTransport(Transport):
             raise ClaudeSDKError("the agent is not connected")
         framer = LineFramer()
         noise = 0
+        if self._survived is not None:
+            await self._greeted.wait()
+            assert self._greeting is not None
+            yield self._greeting
         while chunk := await process.read():
             for line in framer.push(chunk):
+                self._position += len(line) + 1
                 frame = self._frame(line)
                 if frame is not None:
+                    if self._stream and not self._is_new(frame):
+                        continue
                     yield frame
                 elif line.strip():
                     noise += 1
@@ -121,6 +168,22 @@ class SandboxTransport(Transport):
             with anyio.move_on_after(EOF_GRACE_S):
                 await process.wait()
             raise ProcessError("the agent ended unexpectedly", process.returncode, process.stderr_tail())
+
+    def _is_new(self, frame: dict[str, Any]) -> bool:
+        """Note where a frame ended; False for a question that the last host has answered."""
+        match frame["type"]:
+            case "control_request":
+                return frame["request_id"] not in self._answered
+            case "transcript_mirror":
+                frame["entries"] = [
+                    Placed(entry, f"{self._stream}:{self._position}:{number}")
+                    for number, entry in enumerate(frame["entries"])
+                ]
+            case _ if isinstance(frame.get("uuid"), str):
+                self._positions[frame["uuid"]] = self._position
+                while len(self._positions) > MAX_POSITIONS:
+                    self._positions.popitem(last=False)
+        return True
 
     def _frame(self, line: bytes) -> dict[str, Any] | None:
         """A checked frame; None for a line that is no JSON object at all.

@@ -104,6 +104,14 @@ class Gateway:
         ]
         return min(waits, default=None)
 
+    def adopt_grant(self, token: str) -> Grant:
+        """The grant of an agent that outlived the server process that had opened it; see :meth:`GrantTable.adopt`.
+
+        Raises:
+            ValueError: the token is in use.
+        """
+        return self._grants.adopt(token)
+
     def require_credential(self) -> None:
         """Say at once what the first model request would find.
 

@@ -186,6 +186,18 @@ class GrantTable:
         self._grants[_digest(grant.token)] = grant
         return grant
 
+    def adopt(self, token: str) -> Grant:
+        """The grant of an agent that another server process started and that lives on: unbound, with its token.
+
+        Raises:
+            ValueError: the token is in use.
+        """
+        if self.find(token) is not None:
+            raise ValueError("the token is in use")
+        grant = Grant(id=self._clock.identifier("grant"), token=token, _table=self)
+        self._grants[_digest(token)] = grant
+        return grant
+
     def find(self, token: str) -> Grant | None:
         """The grant of a token, if it lives. The look-up is by hash, so its time tells nothing about tokens."""
         return self._grants.get(_digest(token))

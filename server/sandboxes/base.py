@@ -12,7 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 WORKSPACE: Final = "/workspace"
 """The agent's working directory, the same in every sandbox of every provider."""
@@ -122,6 +122,36 @@ class AgentProcess(Protocol):
         ...
 
 
+class LastingProcess(AgentProcess, Protocol):
+    """An agent's process that lives on when its host dies (``Capabilities.survives_host``).
+
+    Its output has positions, counted in bytes from its start: what was not settled is given to the next host again.
+    """
+
+    @property
+    def position(self) -> int:
+        """Position after what was read last."""
+        ...
+
+    @property
+    def keepsake(self) -> Any:
+        """What it was started with for its next host: JSON."""
+        ...
+
+    @property
+    def told(self) -> bytes:
+        """What the last host wrote to it since it settled something; empty for the host that started it."""
+        ...
+
+    def admit(self) -> None:
+        """Let its connections to the gateway and to its outlet through, which wait since its last host died."""
+        ...
+
+    def settle(self, position: int) -> None:
+        """All output up to a position, and all input up to now, is done with: no other host needs it."""
+        ...
+
+
 class Outlet(Protocol):
     """What answers at :data:`EGRESS_PORT` of a sandbox: the only way out of it beside the gateway's socket."""
 
@@ -201,6 +231,35 @@ class Sandbox(Protocol):
 
     async def destroy(self) -> None:
         """End all its processes and remove its files. Bounded, idempotent."""
+        ...
+
+
+@runtime_checkable
+class LastingSandbox(Protocol):
+    """What a :class:`Sandbox` has besides, where the provider ``survives_host``."""
+
+    async def start_agent(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        config_files: Mapping[str, bytes] | None = None,
+        outlet: Outlet | None = None,
+        keepsake: Any = None,
+    ) -> LastingProcess:
+        """As :meth:`Sandbox.start_agent`; ``keepsake`` is for another host, should this one die."""
+        ...
+
+    async def resume_agent(self, *, position: int | None = None, outlet: Outlet | None = None) -> LastingProcess | None:
+        """Take over the agent that another host started; None when there is none any more.
+
+        Args:
+            position: where its output goes on from; None: from the first that no host settled.
+            outlet: answers at :data:`EGRESS_PORT` from now on.
+
+        Raises:
+            RookeryError: ``sandbox_lost``; ``sandbox_unavailable``: it may be there, and cannot be reached now.
+        """
         ...
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, case, insert, select, update
 
 from server.models import Event, EventKind
 from server.store.room import Room, not_found, record
@@ -31,18 +32,52 @@ _AT_ONCE: Final = 500
 """Sessions that one query asks about; databases bound the number of their parameters."""
 
 
+@dataclass(frozen=True)
+class Heard:
+    """How far an agent's output was taken.
+
+    Args:
+        stream: names the output; another process of the session's agent has another one.
+        position: in bytes from its start.
+    """
+
+    stream: str
+    position: int
+
+
+def note_heard(connection: Connection, session_id: str, heard: Heard, *, settled: bool) -> None:
+    """Note inside a transaction how far an agent's output was taken; ``settled`` at the end of a turn."""
+    values: dict[str, Any] = {"agent_stream": heard.stream, "agent_heard": heard.position}
+    where = counters.c.session_id == session_id
+    if settled:
+        values["agent_settled"] = heard.position
+    else:
+        # The first of another agent: nothing of it is settled yet.
+        same = counters.c.agent_stream == heard.stream
+        values["agent_settled"] = case((same, counters.c.agent_settled), else_=0)
+    connection.execute(update(counters).where(where).values(values))
+
+
 class Events(Room):
     """Appending to the logs of sessions, and reading them."""
 
-    async def append_events(self, session_id: str, turn: int, entries: Sequence[Entry]) -> list[Event]:
+    async def append_events(
+        self, session_id: str, turn: int, entries: Sequence[Entry], *, heard: Heard | None = None
+    ) -> list[Event]:
         """Append entries in their order, in one transaction.
+
+        Args:
+            session_id: the session.
+            turn: number of the turn that they belong to.
+            entries: kinds and data.
+            heard: how far the agent's output was taken with them.
 
         Raises:
             RookeryError: ``session_not_found``, ``storage_unavailable``.
         """
         if not entries:
             return []
-        added = await self._database.write(append, session_id, turn, entries, self._now())
+        added = await self._database.write(append, session_id, turn, entries, self._now(), heard)
         self._changed(session_id)
         return added
 
@@ -57,6 +92,21 @@ class Events(Room):
 
         def body(connection: Connection) -> list[Event]:
             return [record(Event, row) for row in connection.execute(query)]
+
+        return await self._database.read(body)
+
+    async def heard(self, session_id: str) -> tuple[Heard, Heard] | None:
+        """How far the output of the session's agent was taken last: with an event, and at the end of a turn.
+
+        None where no agent was heard that may outlive its server.
+        """
+        query = select(counters).where(counters.c.session_id == session_id)
+
+        def body(connection: Connection) -> tuple[Heard, Heard] | None:
+            row = connection.execute(query).first()
+            if row is None or row.agent_stream is None:
+                return None
+            return Heard(row.agent_stream, row.agent_heard), Heard(row.agent_stream, row.agent_settled)
 
         return await self._database.read(body)
 
@@ -78,7 +128,14 @@ class Events(Room):
         return await self._database.read(body)
 
 
-def append(connection: Connection, session_id: str, turn: int, entries: Sequence[Entry], at: datetime) -> list[Event]:
+def append(
+    connection: Connection,
+    session_id: str,
+    turn: int,
+    entries: Sequence[Entry],
+    at: datetime,
+    heard: Heard | None = None,
+) -> list[Event]:
     """Append inside a transaction. The counter's row is the lock that keeps the numbers without gaps.
 
     Raises:
@@ -87,6 +144,8 @@ def append(connection: Connection, session_id: str, turn: int, entries: Sequence
     last = connection.execute(_NUMBER, {"key": session_id, "count": len(entries)}).scalar()
     if last is None:
         raise not_found()
+    if heard is not None:
+        note_heard(connection, session_id, heard, settled=False)
     added = [
         Event(session_id=session_id, seq=seq, at=at, turn=turn, kind=kind, data=data)
         for seq, (kind, data) in enumerate(entries, start=last - len(entries) + 1)

@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from server.store.columns import Json, UtcTime, Words
 
-SCHEMA_REVISION: Final = "0005"
+SCHEMA_REVISION: Final = "0006"
 """The newest migration. A store of this revision is opened without importing Alembic."""
 
 metadata: Final = MetaData(
@@ -98,6 +98,9 @@ counters = Table(
     Column("last_seq", BigInteger, nullable=False, default=0),
     Column("transcript_length", BigInteger, nullable=False, default=0),
     Column("transcript_bytes", BigInteger, nullable=False, default=0),
+    Column("agent_stream", Text, nullable=True),
+    Column("agent_heard", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("agent_settled", BigInteger, nullable=False, default=0, server_default="0"),
 )
 """What grows with every event and transcript entry, apart from the wide session row."""
 

@@ -165,6 +165,8 @@ def _checked(entry: object) -> dict[str, Any]:
     uuid = entry.get("uuid")
     if uuid is not None and not (isinstance(uuid, str) and 0 < len(uuid) <= MAX_UUID_LENGTH):
         raise _refused("an entry's uuid is no short text")
+    # One without may come again, when another server takes the agent over: it is known by where it stood.
+    uuid = uuid or getattr(entry, "place", None)
     try:
         text = dump_json(entry)
     except ValueError as error:

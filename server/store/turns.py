@@ -11,7 +11,7 @@ from server.errors import ErrorCode, RookeryError
 from server.models import TRANSITIONS, EventKind, SessionState, TurnRecord
 from server.models import SessionRecord as Session
 from server.store import moves
-from server.store.events import append
+from server.store.events import Heard, append, note_heard
 from server.store.kinship import check_siblings
 from server.store.room import Fields, Room, changed_one, columns, not_found, record, session_row
 from server.store.sessions import started_data
@@ -59,16 +59,18 @@ class Turns(Room):
             self._changed(session_id)
         return begun, is_new
 
-    async def end_turn(self, turn: TurnRecord, *, to: SessionState, **session_fields: Any) -> Session:
+    async def end_turn(
+        self, turn: TurnRecord, *, to: SessionState, heard: Heard | None = None, **session_fields: Any
+    ) -> Session:
         """Write the turn's end, TURN_ENDED, and the session's move to ``to`` with STATE, in one transaction.
 
-        ``ended_at`` is set to now when the turn has none.
+        ``ended_at`` is set to now when the turn has none; ``heard`` says how far the agent's output was taken.
 
         Raises:
             RookeryError: ``session_not_found``; ``session_busy`` or ``session_ended`` when this turn is no longer
                 the one that runs, for instance because the janitor ended it.
         """
-        ended = await self._database.write(_end, turn, to, session_fields, self._now())
+        ended = await self._database.write(_end, turn, to, session_fields, self._now(), heard)
         self._changed(turn.session_id)
         return ended
 
@@ -178,7 +180,9 @@ def _is_registered(connection: Connection, server_id: str | None) -> bool:
     return connection.execute(select(servers.c.id).where(servers.c.id == server_id)).first() is not None
 
 
-def _end(connection: Connection, turn: TurnRecord, to: SessionState, fields: Fields, at: datetime) -> Session:
+def _end(
+    connection: Connection, turn: TurnRecord, to: SessionState, fields: Fields, at: datetime, heard: Heard | None
+) -> Session:
     session = session_row(connection, turn.session_id, lock=True)
     if to not in TRANSITIONS[session.state] or session.turn != turn.number:
         raise moves.refusal(session)
@@ -190,6 +194,8 @@ def _end(connection: Connection, turn: TurnRecord, to: SessionState, fields: Fie
     if connection.execute(update(turns).where(*open_turn).values(values)).rowcount != 1:
         raise moves.refusal(session)
     append(connection, turn.session_id, turn.number, [(EventKind.TURN_ENDED, _ended_data(ended))], at)
+    if heard is not None:
+        note_heard(connection, turn.session_id, heard, settled=True)
     return moves.apply(connection, session, to, at=at, fields=fields)
 
 

@@ -146,6 +146,8 @@ class RemoteAgent(RemoteProcess):
         self._writing = anyio.Lock()
         self._inputs = 0
         self._closed = False
+        self.on_admit: Callable[[], None] | None = None
+        """Called by :meth:`admit`."""
         self.position = 0
         """Position after what was read last."""
         self.told = b""
@@ -205,6 +207,11 @@ class RemoteAgent(RemoteProcess):
         if not self._closed:
             self._closed = True
             self._stream.note("eof")
+
+    def admit(self) -> None:
+        """Let its connections through; see :meth:`server.sandboxes.base.LastingProcess.admit`."""
+        if self.on_admit is not None:
+            self.on_admit()
 
     def settle(self, position: int) -> None:
         """Everything up to a position is done with, and so are the inputs that were sent until now."""

@@ -81,6 +81,8 @@ class E2BSandbox:
         self._roots: set[RemoteProcess] = set()
         self._agent: RemoteAgent | None = None
         self._egress: Path | None = None
+        self._admitted = anyio.Event()
+        """Set once whoever answers connections from inside knows them: not while an agent is being taken over."""
         self._gone = False
         self._used = anyio.current_time()
         self._rest_s = options.rest_s
@@ -133,6 +135,7 @@ class E2BSandbox:
             RookeryError: ``sandbox_unavailable``, ``sandbox_lost``, ``invalid_argument``.
         """
         files = checked(config_files or {})
+        self._admitted.set()
         hold = await self._held()
         renewed = await hold.channel.open("renew")
         if await renewed.finish() is None:
@@ -159,6 +162,7 @@ class E2BSandbox:
         if not await agent.met():
             return None
         agent.told = await self._inputs(hold)
+        agent.on_admit = self._admitted.set
         return self._attended(agent, outlet)
 
     async def _inputs(self, hold: Hold) -> bytes:
@@ -231,6 +235,8 @@ class E2BSandbox:
     async def _started(
         self, argv: Sequence[str], env: Mapping[str, str], *, stderr_kept: int, egress: bool
     ) -> RemoteProcess:
+        if egress:
+            self._admitted.set()
         hold = await self._held()
         request = await self._request(argv, env, stderr=stderr_kept)
         process = RemoteProcess(await hold.channel.open("run", request, egress=egress), self._forget)
@@ -316,9 +322,11 @@ class E2BSandbox:
         return close
 
     async def _to_gateway(self) -> socket.socket:
+        await self._admitted.wait()
         return await unix_destination(str(self._spec.gateway_socket))
 
     async def _to_egress(self) -> socket.socket | None:
+        await self._admitted.wait()
         return None if self._egress is None else await unix_destination(str(self._egress))
 
     # --- its life ---------------------------------------------------------------------------------------------
