@@ -21,7 +21,6 @@ from server.files import WorkspaceFiles, list_files, read_file
 from server.history import CallHistory
 from server.models import (
     NANO_USD,
-    ApprovalStatus,
     DecisionRecord,
     Event,
     EventKind,
@@ -29,10 +28,10 @@ from server.models import (
     PendingApproval,
     SessionRecord,
     SessionState,
-    TurnRecord,
 )
 from server.requests import CostRequest, ListRequest
 from server.services import Services
+from server.store.portraits import Portrait
 from server.taking_home import TakingHome
 from server.undo import Undo
 from server.views import (
@@ -66,7 +65,7 @@ class SessionReader:
 
     async def outcome(self, principal: str, session_id: str) -> Outcome:
         """Where the session stands, with the result of its latest turn; costs are the session's so far."""
-        return await self._outcome(await self._services.store.session(principal, session_id))
+        return _outcome(await self._services.store.portrait(principal, session_id))
 
     async def turn_status(self, principal: str, session_id: str, number: int) -> TurnStatus:
         """One turn by its number, with the outcome as it was left by this turn.
@@ -74,70 +73,25 @@ class SessionReader:
         Raises:
             RookeryError: ``session_not_found``: there is no such session, or no such turn in it.
         """
-        session = await self._services.store.session(principal, session_id)
-        turn = await self._services.store.turn(session_id, number)
-        latest = await self._latest(session_id)
+        seen = await self._services.store.portrait(principal, session_id, turn=number)
+        session, turn, latest = seen.session, seen.turn, seen.latest
         over = session.turn > number or not session.state.is_busy
         return TurnStatus(
-            outcome=await self._outcome(session, turn),
+            outcome=_outcome(seen),
             over=over,
             activity=_activity(session, latest),
             started_at=turn.started_at,
             updated_at=turn.ended_at or (turn.started_at if over or latest is None else latest.at),
         )
 
-    async def _outcome(self, session: SessionRecord, turn: TurnRecord | None = None) -> Outcome:
-        """The outcome of a turn; by default of the latest."""
-        store = self._services.store
-        turn = turn or await self._latest_turn(session)
-        cost = await store.cost(session.id)
-        left = (await store.standing(session.id)).remaining_nano_usd
-        pending: tuple[PendingApproval, ...] = ()
-        if session.state in (SessionState.AWAITING_APPROVAL, SessionState.RUNNING):
-            pending = tuple(
-                PendingApproval(
-                    approval_id=approval.id,
-                    tool=approval.tool,
-                    summary=approval.summary,
-                    expires_at=approval.expires_at,
-                )
-                for approval in await store.approvals(session.principal, session.id, pending=True)
-                if approval.status is ApprovalStatus.PENDING and approval.turn == turn.number
-            )
-        return Outcome(
-            session_id=session.id,
-            state=session.state,
-            turn=turn.number,
-            stop_reason=turn.stop_reason,
-            text=turn.text,
-            structured_output=turn.structured_output,
-            error=turn.error,
-            cost=cost,
-            budget_remaining_usd=None if left is None else max(0, left) / NANO_USD,
-            checkpoint_id=turn.checkpoint_id,
-            pending_approvals=pending,
-            denials=turn.denials,
-            changed_files=turn.changed_files,
-            cursor=await store.last_seq(session.id),
-            next=_next(session, bool(pending)),
-        )
-
-    async def _latest_turn(self, session: SessionRecord) -> TurnRecord:
-        """The latest turn; an empty one for a fork that had none yet."""
-        if session.turn == 0:
-            return TurnRecord(session_id=session.id, number=0, prompt="", started_at=session.created_at)
-        return await self._services.store.turn(session.id, session.turn)
-
     async def progress(self, principal: str, session_id: str) -> Progress:
         """What the agent does now."""
-        session = await self._services.store.session(principal, session_id)
-        latest = await self._latest(session_id)
-        cost = await self._services.store.cost(session_id)
+        seen = await self._services.store.portrait(principal, session_id)
         return Progress(
-            step=latest.seq if latest else 0,
-            text=self._waiting(session, latest) or _activity(session, latest),
-            usd=cost.usd,
-            budget_percent=(await self._services.store.standing(session_id)).percent,
+            step=seen.latest.seq if seen.latest else 0,
+            text=self._waiting(seen.session, seen.latest) or _activity(seen.session, seen.latest),
+            usd=seen.cost.usd,
+            budget_percent=seen.standing.percent,
         )
 
     def _waiting(self, session: SessionRecord, latest: Event | None) -> str | None:
@@ -151,11 +105,6 @@ class SessionReader:
         if until is None or until <= self._services.clock.now():
             return None
         return f"{what} until {until:%H:%M:%S} UTC"
-
-    async def _latest(self, session_id: str) -> Event | None:
-        last = await self._services.store.last_seq(session_id)
-        events = await self._services.store.events(session_id, after=max(0, last - 1), limit=1)
-        return events[-1] if events else None
 
     async def wait_for_change(
         self, principal: str, session_ids: Sequence[str], after: Mapping[str, int], timeout_s: float
@@ -183,9 +132,8 @@ class SessionReader:
 
     async def get(self, principal: str, session_id: str) -> SessionView:
         """All about one session."""
-        session = await self._services.store.session(principal, session_id)
-        latest = await self._latest(session_id)
-        checkpoints = await self._services.store.checkpoints(session_id)
+        seen = await self._services.store.portrait(principal, session_id, with_checkpoints=True)
+        session, latest = seen.session, seen.latest
         return SessionView(
             session_id=session.id,
             title=session.title,
@@ -213,9 +161,9 @@ class SessionReader:
                     files=checkpoint.files,
                     created_at=checkpoint.created_at,
                 )
-                for checkpoint in checkpoints
+                for checkpoint in seen.checkpoints
             ),
-            outcome=await self._outcome(session),
+            outcome=_outcome(seen),
         )
 
     async def list(self, principal: str, request: ListRequest) -> SessionPage:
@@ -391,6 +339,33 @@ def _next(session: SessionRecord, pending: bool) -> str:
             return f"The session has ended; read_transcript({given}), list_files and get_costs still work."
         case SessionState.FAILED:
             return "The session failed and cannot be continued; spawn a new one."
+
+
+def _outcome(seen: Portrait) -> Outcome:
+    session, turn, left = seen.session, seen.turn, seen.standing.remaining_nano_usd
+    pending = tuple(
+        PendingApproval(
+            approval_id=approval.id, tool=approval.tool, summary=approval.summary, expires_at=approval.expires_at
+        )
+        for approval in seen.pending
+    )
+    return Outcome(
+        session_id=session.id,
+        state=session.state,
+        turn=turn.number,
+        stop_reason=turn.stop_reason,
+        text=turn.text,
+        structured_output=turn.structured_output,
+        error=turn.error,
+        cost=seen.cost,
+        budget_remaining_usd=None if left is None else max(0, left) / NANO_USD,
+        checkpoint_id=turn.checkpoint_id,
+        pending_approvals=pending,
+        denials=turn.denials,
+        changed_files=turn.changed_files,
+        cursor=0 if seen.latest is None else seen.latest.seq,
+        next=_next(session, bool(pending)),
+    )
 
 
 def _activity(session: SessionRecord, latest: Event | None) -> str:

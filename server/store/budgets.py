@@ -36,7 +36,7 @@ class Budgets(Room):
 
     async def standing(self, session_id: str) -> Standing:
         """How a session's own account stands, what its spawned descendants spend included."""
-        return await self._database.read(_session_standing, session_id)
+        return await self._database.read(session_standing, session_id)
 
 
 _TABLE: Final = budget_accounts.c
@@ -170,7 +170,8 @@ def _values(accounts: Sequence[Account], rows: Mapping[str, Row[Any]], drawn: Dr
     return values
 
 
-def _session_standing(connection: Connection, session_id: str) -> Standing:
+def session_standing(connection: Connection, session_id: str) -> Standing:
+    """How a session's own account stands."""
     return look(connection, session_account(connection, session_id, Caps()))
 
 

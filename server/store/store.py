@@ -17,6 +17,7 @@ from server.store.events import Events
 from server.store.kinship import Kinship
 from server.store.ledger import Ledger
 from server.store.listing import Listing
+from server.store.portraits import Portraits
 from server.store.processes import Processes
 from server.store.schema import ensure_schema
 from server.store.sessions import Sessions
@@ -41,6 +42,7 @@ class Store(
     Census,
     Tokens,
     Kinship,
+    Portraits,
 ):
     """Everything that must outlive a process. Each method is one transaction: done in full, or not at all."""
 
