@@ -209,6 +209,7 @@ async def test_a_conversation_survives_inputs_whose_receipt_is_lost(e2b_cloud: E
     await conversation(sandbox, lose, 2)
 
 
+@pytest.mark.slow
 async def test_a_conversation_survives_a_pause_behind_our_back(e2b_cloud: E2BCloud, sandbox: E2BSandbox) -> None:
     identity = str(sandbox.reference["sandbox"])
     await conversation(sandbox, lambda: e2b_cloud.pause(identity), 2)
@@ -251,6 +252,7 @@ async def test_an_agent_whose_sandbox_dies_is_lost_and_not_at_its_end(
 # At the end.
 
 
+@pytest.mark.slow
 async def test_a_sandbox_that_could_not_be_ended_is_still_ours_and_can_be_ended_later(
     e2b_cloud: E2BCloud, provider: E2BProvider, spec: SandboxSpec
 ) -> None:
@@ -279,6 +281,7 @@ async def test_one_home_never_sees_the_sandboxes_of_another(
     assert [reference["sandbox"] for reference in await provider.owned()] == [sandbox.reference["sandbox"]]
 
 
+@pytest.mark.slow
 async def test_the_plan_is_kept_to_by_queueing(e2b_cloud: E2BCloud, spec: SandboxSpec) -> None:
     e2b_cloud.plan(concurrent=1, per_second=1000)
     options = options_for(e2b_cloud, concurrency=1, queue_s=0.5)
