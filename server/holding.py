@@ -12,6 +12,7 @@ from server.fleet import Fleet
 from server.forwarding import Forwarding
 from server.inbox import Leave
 from server.models import SessionRecord
+from server.resting import seal_workspace
 from server.services import Services
 
 
@@ -73,4 +74,5 @@ class Holding:
         finally:
             if session_id not in self._fleet.actors:
                 with anyio.CancelScope(shield=True):
+                    await seal_workspace(self._services, session_id)
                     await store.claim(session_id, None, expect_owner=own)

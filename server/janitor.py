@@ -20,6 +20,7 @@ from server.errors import ErrorCode, RookeryError
 from server.launching import Survivor, launch_options, open_sandbox, take_over
 from server.leases import Leases
 from server.models import EventKind, ServerRecord, SessionRecord, SessionState, StopReason, TurnRecord
+from server.resting import release
 from server.sandboxes.base import Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
 from server.snapshots import Snapshots, heal_workspace, joined
@@ -178,12 +179,15 @@ class Janitor:
         found = await provider.owned()
         if not found:
             return
-        spoken_for = {*self._residents.reserved, *services.scratch}
-        spoken_for |= await services.store.sandboxed_sessions()
+        in_use = {*self._residents.reserved, *services.scratch}
+        known = await services.store.sandboxed_sessions()
         others = {server.id: server for server in await services.store.servers() if server.id != services.server_id}
         for reference in found:
             name, maker = str(reference.get("id")), str(reference.get("server") or "")
-            if name in spoken_for:
+            if name in in_use:
+                continue
+            if name in known:
+                await self._release_ended(provider, name)
                 continue
             if maker != services.server_id and (self._lives(maker, others) if maker else bool(others)):
                 continue
@@ -198,6 +202,14 @@ class Janitor:
         """Whether another server is at work: by its row, or by its lock if it was struck off by mistake."""
         row = others.get(server_id)
         return self._leases.held(server_id) if row is None else self._leases.alive(row)
+
+    async def _release_ended(self, provider: SandboxProvider, session_id: str) -> None:
+        """End the sandbox of a session that ended while this could not be done, if it costs."""
+        if provider.capabilities.host_workspace or session_id in self._residents.actors:
+            return
+        session = await self._services.store.session_for_server(session_id)
+        if session.state.is_terminal:
+            await release(self._services, session)
 
     async def reconcile_session(self, session: SessionRecord, *, asleep_too: bool = False) -> bool:
         """Mend one session that says it is at work or resident, and whose process is gone; whether it was so.

@@ -17,7 +17,7 @@ from server.budgets import caps_of
 from server.changes import Changes
 from server.errors import ErrorCode, RookeryError
 from server.explaining import explain
-from server.files import WorkspaceFiles, list_files, read_file
+from server.files import ReadableFiles, list_files, read_file
 from server.history import CallHistory
 from server.models import (
     NANO_USD,
@@ -30,6 +30,7 @@ from server.models import (
     SessionState,
 )
 from server.requests import CostRequest, ListRequest
+from server.resting import readable_files
 from server.services import Services
 from server.store.portraits import Portrait
 from server.taking_home import TakingHome
@@ -270,7 +271,7 @@ class SessionReader:
             RookeryError: ``session_not_found``, ``invalid_argument``.
         """
         asked: Policy | None = None
-        files: WorkspaceFiles | None = None
+        files: ReadableFiles | None = None
         facts = Facts(now=self._services.clock.now().timestamp())
         if session_id is not None:
             session = await self._services.store.session(principal, session_id)
@@ -315,14 +316,8 @@ class SessionReader:
         await self._services.audit.flush()
         return await self._services.store.decisions(principal, session_id=session_id, decision=decision, limit=limit)
 
-    async def _files(self, principal: str, session_id: str) -> WorkspaceFiles:
-        session = await self._services.store.session(principal, session_id)
-        if session.sandbox is None:
-            raise RookeryError(
-                ErrorCode.SESSION_BUSY, "The session has no files yet: its sandbox is being made. Try again shortly."
-            )
-        sandbox = await self._services.attach(session)
-        return self._services.files(session_id, sandbox)
+    async def _files(self, principal: str, session_id: str) -> ReadableFiles:
+        return await readable_files(self._services, await self._services.store.session(principal, session_id))
 
 
 def _next(session: SessionRecord, pending: bool) -> str:

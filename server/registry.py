@@ -30,13 +30,14 @@ from server.holding import Holding
 from server.inbox import Leave, message_id_of
 from server.inheritance import inherited
 from server.janitor import Janitor
-from server.launching import Survivor, open_sandbox
+from server.launching import Survivor
 from server.leases import HEARTBEAT_S, Leases
 from server.models import ApprovalRecord, CheckpointRecord, EventKind, SessionRecord, SessionState, TurnRecord
 from server.policy_book import turns_of
 from server.prompting import Prompting
 from server.reading import SessionReader
 from server.requests import PromptRequest, SpawnRequest
+from server.resting import release, working_files
 from server.services import Services
 from server.snapshots import joined
 from server.spawning import Spawning
@@ -161,8 +162,7 @@ class Registry(SessionReader):
         """
         # A live agent has its notice already; only a fresh one reads this.
         async with self._holding.resting(principal, session_id, asleep=True) as session:
-            sandbox = await open_sandbox(self._services, session)
-            files = self._services.files(session_id, sandbox)
+            files = await working_files(self._services, session)
             shown, created = await write_file(files, path, data)
             notice = joined(session.pending_notice, f"The file {shown} was written from outside.")
             await self._services.store.update_session(session_id, pending_notice=notice)
@@ -235,7 +235,8 @@ class Registry(SessionReader):
         current = await store.session(session.principal, session.id)
         if current.state is not SessionState.ENDED:
             now = self._services.clock.now()
-            await store.move(session.id, SessionState.ENDED, ended_at=now, owner=None, resident=False)
+            current = await store.move(session.id, SessionState.ENDED, ended_at=now, owner=None, resident=False)
+        await release(self._services, current)
 
     # --- approvals --------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from server.conclusions import departure, failure_of, start_failure
 from server.concurrency import background_tasks
 from server.endings import ended_record, is_foreign_result, write_end
 from server.errors import RookeryError
+from server.files import WorkspaceFiles
 from server.gateway import Grant, classify
 from server.inbox import (
     AgentLeft,
@@ -42,6 +43,7 @@ from server.launching import LiveAgent
 from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.placing import Placement
 from server.policy_book import tightest
+from server.resting import seal_files
 from server.retrying import CONTINUE_PROMPT, next_attempt
 from server.sandbox_meter import SandboxMeter
 from server.services import Services
@@ -90,6 +92,7 @@ class SessionActor:
         self._snapshots = Snapshots(services, session)
         self._meter = SandboxMeter(services, session, self._overspent)
         self._agent: Agent | None = None
+        self._files: WorkspaceFiles | None = None
         self._grant: Grant | None = None
         self._turn: OpenTurn | None = None
         self._leaving: Leave | None = None
@@ -213,6 +216,7 @@ class SessionActor:
         self._meter.start()
         files = self._services.files(self.session.id, sandbox)
         await heal_workspace(self._services, self.session, files)
+        self._files = files
         self._snapshots.attach(files)
         self._authority.look_at(files)
         checkpointed = anyio.Event()
@@ -578,6 +582,8 @@ class SessionActor:
             with anyio.fail_after(30):
                 if self._turn is not None:
                     await self._finish()
+                if self._files is not None:
+                    await seal_files(self.session.id, self._files)
                 freed: dict[str, Any] = {"resident": False, "owner": None}
                 if why is Leave.END and not self.session.state.is_terminal:
                     await store.move(self.session.id, SessionState.ENDED, ended_at=self._services.clock.now(), **freed)

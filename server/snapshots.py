@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from server.checkpoints import Snapshot, printable
+from server.errors import ErrorCode, RookeryError
 from server.files import WorkspaceFiles
 from server.models import CheckpointKind, CheckpointRecord, EventKind, SessionRecord, TurnRecord
 from server.services import Services
@@ -102,11 +103,19 @@ class Snapshots:
 
 
 async def heal_workspace(services: Services, session: SessionRecord, files: WorkspaceFiles) -> None:
-    """Finish a rewind that a crash interrupted, so that nobody works on half of it.
+    """See that the files are what they were, and finish a rewind that a crash interrupted: before any work with them.
 
     Raises:
         RookeryError: ``storage_unavailable``, ``sandbox_lost``.
     """
+    if not await files.intact():
+        known = await services.store.checkpoints(session.id)
+        point = f', checkpoint_id="{known[-1].id}"' if known else ""
+        raise RookeryError(
+            ErrorCode.SANDBOX_LOST,
+            "The sandbox came back from its pause with other files than it had, so nothing goes on in it. What was "
+            f'there is kept here: fork_session(session_id="{session.id}"{point}) goes on from it.',
+        )
     pending = await files.pending()
     if pending is None:
         return

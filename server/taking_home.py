@@ -8,9 +8,8 @@ from typing import Final
 from urllib.parse import quote, urlencode
 
 from server.checkpoints import Patch, printable
-from server.errors import ErrorCode, RookeryError
-from server.launching import open_sandbox
 from server.models import SessionRecord
+from server.resting import readable_files
 from server.services import Services
 from server.undo import Undo, file_change
 from server.views import DiffReport, PatchReport
@@ -118,10 +117,7 @@ class TakingHome:
     async def _after(self, session: SessionRecord, checkpoint_id: str | None) -> str:
         if checkpoint_id is not None:
             return (await self._undo.find(session, checkpoint_id)).tree
-        if session.sandbox is None:
-            raise RookeryError(ErrorCode.SESSION_BUSY, "The session has no files yet: its sandbox is being made.")
-        sandbox = await open_sandbox(self._services, session)
-        return (await self._services.files(session.id, sandbox).take()).tree_hash
+        return (await (await readable_files(self._services, session)).take()).tree_hash
 
 
 def patch_address(session_id: str, before_id: str | None, after_id: str | None, paths: Sequence[str] | None) -> str:

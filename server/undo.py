@@ -13,7 +13,6 @@ import anyio
 from server.checkpoints import Change, Snapshot, printable
 from server.checkpoints import Changes as TreeChanges
 from server.errors import ErrorCode, RookeryError
-from server.files import WorkspaceFiles
 from server.launching import open_sandbox
 from server.models import (
     NANO_USD,
@@ -23,8 +22,9 @@ from server.models import (
     SessionRecord,
     SessionState,
 )
+from server.resting import seal_files, working_files
 from server.services import Services
-from server.snapshots import REWOUND, Snapshots, heal_workspace, joined
+from server.snapshots import REWOUND, Snapshots, joined
 from server.views import FileChange, RewindReport
 
 MAX_SHOWN: Final = 200
@@ -50,7 +50,7 @@ class Undo:
         Raises:
             RookeryError: ``sandbox_lost``, ``storage_unavailable``.
         """
-        snapshot = await (await self._files(session)).take()
+        snapshot = await (await working_files(self._services, session)).take()
         return await Snapshots(self._services, session).record(CheckpointKind.MANUAL, session.turn, snapshot, label)
 
     async def find(self, session: SessionRecord, checkpoint_id: str) -> CheckpointRecord:
@@ -95,7 +95,7 @@ class Undo:
                 "rewind just the files.",
             )
         services = self._services
-        files = await self._files(session)
+        files = await working_files(self._services, session)
         if dry_run:
             present = await files.take()
             changes = await self._compare(present.tree_hash, checkpoint.tree)
@@ -121,12 +121,6 @@ class Undo:
 
     async def _compare(self, before: str, after: str) -> TreeChanges:
         return await self._services.checkpoints.compare(before, after, limit=MAX_SHOWN, lines=True)
-
-    async def _files(self, session: SessionRecord) -> WorkspaceFiles:
-        """The session's files, with no rewind left half done."""
-        files = self._services.files(session.id, await open_sandbox(self._services, session))
-        await heal_workspace(self._services, session, files)
-        return files
 
     async def _write_down(
         self,
@@ -192,7 +186,9 @@ class Undo:
                 checkpoint.session_id, created.id, checkpoint.transcript_length, cuts=checkpoint.transcript_cuts
             )
             sandbox = await open_sandbox(services, created)
-            await services.files(created.id, sandbox).materialise(checkpoint.tree)
+            files = services.files(created.id, sandbox)
+            await files.materialise(checkpoint.tree)
+            await seal_files(created.id, files)
         except BaseException:
             await self._discard(created)
             raise

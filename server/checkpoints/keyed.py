@@ -1,7 +1,8 @@
 """What is kept under a key (a session's id), and taking snapshots under it. Runs in worker threads.
 
 For each key the index directory holds ``KEY.index`` (what the tree looked like), ``KEY.trees`` (trees seen lately,
-which the garbage collector spares), ``KEY.lock`` and, while a restore is under way, ``KEY.restore``: the journal.
+which the garbage collector spares), ``KEY.lock``, while a restore is under way ``KEY.restore``: the journal, and
+while a tree that lies elsewhere is left alone ``KEY.sealed``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from server.checkpoints import index as tree_index
 from server.checkpoints.compare import differences
 from server.checkpoints.descent import OPEN_DIRECTORY
 from server.checkpoints.index import Index, Node
-from server.checkpoints.records import Limits, PendingRestore, Snapshot
+from server.checkpoints.records import Limits, PendingRestore, Seal, Snapshot
 from server.checkpoints.scan import Scan, Touched
 from server.checkpoints.trees import Trees
 from server.checkpoints.work import DamagedStoreError, Stop, TreeMovedError
@@ -163,10 +164,26 @@ class KeyedTrees:
         journal = self.journal(key)
         return None if journal is None else PendingRestore(journal["tree_hash"], journal["before"])
 
+    def seal(self, key: str, seal: Seal) -> None:
+        """Write down what a tree elsewhere is while it is left alone. It stays from being collected meanwhile."""
+        tree_index.replace_file(self._file(key, "sealed"), json.dumps([seal.tree_hash, seal.token]).encode())
+
+    def sealed(self, key: str) -> Seal | None:
+        """What a tree elsewhere was when it was left alone; None while somebody works with it."""
+        try:
+            tree_hash, token = json.loads(self._file(key, "sealed").read_bytes())
+        except FileNotFoundError:
+            return None
+        return Seal(tree_hash, token)
+
+    def unseal(self, key: str) -> None:
+        """Somebody works with the tree from now on."""
+        self._file(key, "sealed").unlink(missing_ok=True)
+
     def forget(self, key: str) -> None:
         """Remove all that is kept under a key."""
         with self.locked(key):
-            for kind in ("index", "trees", "restore", "lock"):
+            for kind in ("index", "trees", "restore", "sealed", "lock"):
                 self._file(key, kind).unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from server.checkpoints.exchange import (
@@ -17,7 +18,7 @@ from server.checkpoints.exchange import (
     sums,
 )
 from server.checkpoints.keyed import KeyedTrees
-from server.checkpoints.records import Limits, Snapshot
+from server.checkpoints.records import Limits, Seal, Snapshot
 from server.checkpoints.work import Stop
 
 T = TypeVar("T")
@@ -74,18 +75,43 @@ class Mirror:
         """
         root, known = bytes.fromhex(tree), None if base is None else bytes.fromhex(base)
 
-        def work(stop: Stop) -> Snapshot:
+        def work(stop: Stop) -> None:
             with self._trees.objects.shared(stop):
                 check(self._trees, known, root, self.limits.max_entries, stop)
                 self._keyed.saw(key, root)
-            files, size, skipped = sums(self._trees.read(root))
-            return Snapshot(tree, files, size, self._trees.skipped(root, stop) if skipped else (), changed)
 
-        return await self._run(work)
+        await self._run(work)
+        return replace(await self.snapshot(tree), changed=changed)
 
     async def remember(self, key: str, tree: str) -> None:
         """The workspace of a key is a tree now that is here already."""
         await self._run(lambda _stop: self._keyed.saw(key, self._trees.root(tree)))
+
+    async def seal(self, key: str, seal: Seal) -> None:
+        """Write down what the workspace of a key is while it is left alone."""
+        await self._run(lambda _stop: self._keyed.seal(key, seal))
+
+    async def sealed(self, key: str) -> Seal | None:
+        """What the workspace of a key was when it was left alone; None while somebody works with it."""
+        return await self._run(lambda _stop: self._keyed.sealed(key))
+
+    async def unseal(self, key: str) -> None:
+        """Somebody works with the workspace from now on."""
+        await self._run(lambda _stop: self._keyed.unseal(key))
+
+    async def snapshot(self, tree: str) -> Snapshot:
+        """A tree that is here, as if it had just been taken.
+
+        Raises:
+            RookeryError: ``checkpoint_not_found``.
+        """
+
+        def work(stop: Stop) -> Snapshot:
+            root = self._trees.root(tree)
+            files, size, skipped = sums(self._trees.read(root))
+            return Snapshot(tree, files, size, self._trees.skipped(root, stop) if skipped else (), 0)
+
+        return await self._run(work)
 
     async def offer(self, base: str | None, tree: str) -> tuple[list[Piece], bytes]:
         """What a tree has beyond a base, and the same as an offer."""

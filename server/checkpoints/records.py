@@ -195,6 +195,15 @@ class PendingRestore:
     """Tree hash of the state before it began."""
 
 
+@dataclass(frozen=True)
+class Seal:
+    """What a workspace elsewhere was when it was left alone: nothing goes on from anything else."""
+
+    tree_hash: str
+    token: str
+    """Also kept inside, where the agent cannot reach it: a disk that was taken back has an older one."""
+
+
 def printable(path: str) -> str:
     """A path as valid Unicode on one line: control characters, backslashes and undecodable bytes are escaped."""
     if path.isprintable() and "\\" not in path:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from server.errors import ErrorCode, RookeryError
-from server.files.base import WorkspaceFiles
+from server.files.base import ReadableFiles, WorkspaceFiles
 from server.files.looking import MAX_ENTRIES, Seen
 from server.files.paths import components, invalid, shown
 from server.views import FileContent, FileEntry, FileListing
@@ -19,7 +19,7 @@ MAX_DEPTH: Final = 32
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
-async def list_files(session_id: str, files: WorkspaceFiles, path: str, *, depth: int, limit: int) -> FileListing:
+async def list_files(session_id: str, files: ReadableFiles, path: str, *, depth: int, limit: int) -> FileListing:
     """Entries below a workspace path, sorted.
 
     Args:
@@ -68,7 +68,7 @@ def _moment(seconds: float) -> datetime:
         return datetime.fromtimestamp(0, UTC)
 
 
-async def read_file(session_id: str, files: WorkspaceFiles, path: str, *, offset: int, limit: int) -> FileContent:
+async def read_file(session_id: str, files: ReadableFiles, path: str, *, offset: int, limit: int) -> FileContent:
     """A part of one regular file.
 
     Args:

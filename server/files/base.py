@@ -12,8 +12,8 @@ from server.files.looking import Listing, Part
 T = TypeVar("T")
 
 
-class WorkspaceFiles(Protocol):
-    """The files of one session's workspace.
+class ReadableFiles(Protocol):
+    """The files of one session's workspace, for those who only look.
 
     Snapshots lie in the host's object store when :meth:`take` answers: comparing, reading and exporting them needs no
     sandbox. All methods raise ``sandbox_lost`` when the files are gone and ``storage_unavailable`` when a disk fails.
@@ -28,6 +28,34 @@ class WorkspaceFiles(Protocol):
                 ``invalid_argument``: it is over its bounds.
         """
         ...
+
+    async def listing(self, parts: tuple[bytes, ...], depth: int, limit: int) -> Listing:
+        """Entries below a directory, as :func:`server.files.looking.list_directory` gives them.
+
+        Raises:
+            OSError: it is not there, is no directory, or is a link.
+        """
+        ...
+
+    async def read(self, parts: tuple[bytes, ...], offset: int, limit: int) -> Part:
+        """A part of a regular file.
+
+        Raises:
+            OSError: it is not there, is a link or no regular file.
+        """
+        ...
+
+    async def judged(self, judge: Callable[[LinkLookup], T]) -> T:
+        """What a pure judgement says that looks symbolic links up as the sandbox sees them.
+
+        ``judge`` may be called several times, and the last answer counts. Between that call and the return of this
+        method nothing else runs.
+        """
+        ...
+
+
+class WorkspaceFiles(ReadableFiles, Protocol):
+    """The files of one session's workspace, for those who work with them."""
 
     async def restore(
         self,
@@ -51,22 +79,6 @@ class WorkspaceFiles(Protocol):
         """
         ...
 
-    async def listing(self, parts: tuple[bytes, ...], depth: int, limit: int) -> Listing:
-        """Entries below a directory, as :func:`server.files.looking.list_directory` gives them.
-
-        Raises:
-            OSError: it is not there, is no directory, or is a link.
-        """
-        ...
-
-    async def read(self, parts: tuple[bytes, ...], offset: int, limit: int) -> Part:
-        """A part of a regular file.
-
-        Raises:
-            OSError: it is not there, is a link or no regular file.
-        """
-        ...
-
     async def write(self, parts: tuple[bytes, ...], data: bytes) -> bool:
         """Write one file whole; whether there was none before.
 
@@ -75,10 +87,13 @@ class WorkspaceFiles(Protocol):
         """
         ...
 
-    async def judged(self, judge: Callable[[LinkLookup], T]) -> T:
-        """What a pure judgement says that looks symbolic links up as the sandbox sees them.
+    async def seal(self) -> None:
+        """Remember what the files are, where they lie elsewhere: they are left alone from now on."""
+        ...
 
-        ``judge`` may be called several times, and the last answer counts. Between that call and the return of this
-        method nothing else runs.
+    async def intact(self) -> bool:
+        """Whether they are what they were when they were left alone, read to the last byte; asked before any work.
+
+        Once they were found so, they count as worked with until the next :meth:`seal`.
         """
         ...

@@ -28,6 +28,7 @@ from server.checkpoints.exchange import (
     packed,
 )
 from server.checkpoints.garbage import collect
+from server.checkpoints.index import replace_file
 from server.checkpoints.keyed import KeyedTrees
 from server.checkpoints.objects import ObjectStore
 from server.checkpoints.records import Limits
@@ -124,6 +125,8 @@ class Engine:
         self._operations: dict[str, Callable[[dict[str, Any]], None]] = {
             "ping": lambda _request: self._line.send(ready=True),
             "take": self._take,
+            "seal": self._seal,
+            "look": self._look,
             "restore": self._restore,
             "pending": self._pending,
             "materialise": self._materialise,
@@ -158,9 +161,24 @@ class Engine:
     def _take(self, request: dict[str, Any]) -> None:
         keyed, key = self._keyed(request), request["key"]
         with keyed.locked(key):
-            snapshot, _ = keyed.take(key, self._root, self._stop, fresh=request["fresh"])
+            snapshot, _ = keyed.take(key, self._root, self._stop)
             self._line.send(tree=snapshot.tree_hash, changed=snapshot.changed)
             self._give(request["base"], snapshot.tree_hash)
+
+    def _seal(self, request: dict[str, Any]) -> None:
+        replace_file(self._home / "seal", str(request["token"]).encode())
+        self._line.send(sealed=True)
+
+    def _look(self, request: dict[str, Any]) -> None:
+        """What the tree is, by every byte of it, and which seal lies beside it."""
+        keyed, key = self._keyed(request), request["key"]
+        with keyed.locked(key):
+            snapshot, _ = keyed.take(key, self._root, self._stop, fresh=True)
+        try:
+            token = (self._home / "seal").read_bytes().decode("ascii", "replace")
+        except FileNotFoundError:
+            token = None
+        self._line.send(tree=snapshot.tree_hash, token=token)
 
     def _restore(self, request: dict[str, Any]) -> None:
         keyed, key = self._keyed(request), request["key"]

@@ -47,6 +47,13 @@ class HostFiles:
             self._key, self._root, tree_hash, owner=self._owner, known_as=known_as, on_present=on_present
         )
 
+    async def seal(self) -> None:
+        # A directory of this host stays what it is.
+        return
+
+    async def intact(self) -> bool:
+        return True
+
     async def pending(self) -> PendingRestore | None:
         return await self._checkpoints.pending(self._key)
 

@@ -82,16 +82,25 @@ def read_link(root: Path, path: str) -> str | None:
 
     Only paths below ``/workspace`` can be looked at from outside; every other path reads as no link.
     """
-    if not path.startswith(f"{WORKSPACE}/"):
-        return None
-    parts = [os.fsencode(part) for part in path[len(WORKSPACE) + 1 :].split("/") if part not in ("", ".")]
-    if not parts or b".." in parts:
+    parts = parts_below(path)
+    if parts is None:
         return None
     try:
-        with opened_directory(root, tuple(parts[:-1])) as parent:
+        with opened_directory(root, parts[:-1]) as parent:
             return os.fsdecode(os.readlink(parts[-1], dir_fd=parent))
     except (OSError, ValueError):
         return None
+
+
+def parts_below(path: str) -> tuple[bytes, ...] | None:
+    """The components of an absolute path below ``/workspace``; None for any other path."""
+    if not path.startswith(f"{WORKSPACE}/"):
+        return None
+    try:
+        parts = tuple(os.fsencode(part) for part in path[len(WORKSPACE) + 1 :].split("/") if part not in ("", "."))
+    except UnicodeEncodeError:
+        return None
+    return parts if parts and b".." not in parts else None
 
 
 def list_directory(root: Path, parts: tuple[bytes, ...], depth: int, limit: int) -> Listing:

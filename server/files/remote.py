@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
 from policies.types import LinkLookup
-from server.checkpoints import Checkpoints, PendingRestore, Restored, Skipped, SkipReason, Snapshot
+from server.checkpoints import Checkpoints, PendingRestore, Restored, Seal, Skipped, SkipReason, Snapshot
 from server.checkpoints.exchange import MAX_PIECES
 from server.checkpoints.work import explained
 from server.errors import ErrorCode, RookeryError
 from server.files.dialogue import Dialogue
 from server.files.engines import RemoteEngine
+from server.files.judging import judged
 from server.files.looking import Listing, Part, Seen
 from server.sandboxes.shipping import RootSandbox
 
 T = TypeVar("T")
-
-ROUNDS: Final = 64
-"""How often links are looked up for one judgement: more than a path may have (40, as in the kernel)."""
-
-MAX_PATHS: Final = 4_096
-"""Most paths whose links are looked up at once."""
 
 _TREE: Final = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES: Final = 40
@@ -55,12 +51,36 @@ class RemoteFiles:
         self._engine = engine
         self._owner = owner
 
-    async def take(self, *, fresh: bool = False) -> Snapshot:
+    async def take(self) -> Snapshot:
         with _explained():
             async with self._engine.working() as dialogue:
                 base = await self._mirror.latest(self._key)
-                await dialogue.send(do="take", base=base, fresh=fresh, **self._named)
+                await dialogue.send(do="take", base=base, **self._named)
                 return await self._receive(dialogue, base)
+
+    async def seal(self) -> None:
+        if await self._mirror.sealed(self._key) is not None:
+            return
+        snapshot = await self.take()
+        seal = Seal(snapshot.tree_hash, secrets.token_hex(16))
+        with _explained():
+            async with self._engine.working() as dialogue:
+                await dialogue.send(do="seal", token=seal.token)
+                await dialogue.receive()
+        await self._mirror.seal(self._key, seal)
+
+    async def intact(self) -> bool:
+        seal = await self._mirror.sealed(self._key)
+        if seal is None:
+            return True
+        with _explained():
+            async with self._engine.working() as dialogue:
+                await dialogue.send(do="look", **self._named)
+                found = await dialogue.receive()
+        if (found.get("tree"), found.get("token")) != (seal.tree_hash, seal.token):
+            return False
+        await self._mirror.unseal(self._key)
+        return True
 
     async def restore(
         self,
@@ -139,33 +159,15 @@ class RemoteFiles:
             return (await dialogue.receive()).get("created") is True
 
     async def judged(self, judge: Callable[[LinkLookup], T]) -> T:
-        known: dict[str, str | None] = {}
-        for _ in range(ROUNDS):
-            asked: set[str] = set()
+        return await judged(judge, self._links)
 
-            def look(path: str, asked: set[str] = asked) -> str | None:
-                if path not in known:
-                    asked.add(path)
-                return known.get(path)
-
-            answer = judge(look)
-            if not asked:
-                return answer
-            known.update(await self._links(asked))
-        raise RookeryError(
-            ErrorCode.INVALID_ARGUMENT, "The call leads through too many symbolic links: name the files themselves."
-        )
-
-    async def _links(self, paths: Iterable[str]) -> dict[str, str | None]:
-        wanted = sorted(paths)
-        if len(wanted) > MAX_PATHS:
-            raise RookeryError(ErrorCode.INVALID_ARGUMENT, "The call names too many paths: split it.")
+    async def _links(self, paths: Sequence[str]) -> dict[str, str | None]:
         async with self._engine.looking() as dialogue:
-            await dialogue.send(do="links", paths=wanted)
+            await dialogue.send(do="links", paths=list(paths))
             answer = (await dialogue.receive()).get("links")
         if not isinstance(answer, dict):
             raise _nonsense(None)
-        found = {path: answer.get(path) for path in wanted}
+        found = {path: answer.get(path) for path in paths}
         return {path: text if isinstance(text, str) else None for path, text in found.items()}
 
     @property

@@ -383,7 +383,8 @@ class E2BSandbox:
         """Let go of it and have it paused, unless something runs in it. Bounded; failures are logged."""
         with anyio.CancelScope(shield=True), anyio.move_on_after(PAUSE_S):
             async with self._gate:
-                if self._hold is None or self._gone or self._busy:
+                # Looked at again behind the gate: somebody may have come to use it meanwhile.
+                if self._hold is None or self._gone or not self._may_rest(self._hold):
                     return
                 await self._let_go()
                 try:
@@ -391,6 +392,10 @@ class E2BSandbox:
                 except RookeryError as error:
                     # It pauses by itself when nobody extends its life.
                     log.warning("sandbox_not_paused", sandbox=self._id, error=str(error), detail=error.detail)
+
+    def _may_rest(self, hold: Hold) -> bool:
+        quiet = anyio.current_time() - max(self._used, hold.channel.active)
+        return quiet >= self._rest_s and not self._busy
 
     @property
     def _busy(self) -> bool:
@@ -414,6 +419,7 @@ class E2BSandbox:
             await hold.channel.ready()
             if self._unswept:
                 await self._sweep(hold)
+            self._used = anyio.current_time()
         return hold
 
     async def _take_hold(self) -> Hold:
@@ -446,11 +452,9 @@ class E2BSandbox:
     async def _watch(self, hold: Hold) -> None:
         while True:
             await anyio.sleep(LOOK_S)
-            quiet = anyio.current_time() - max(self._used, hold.channel.active)
-            if quiet >= self._rest_s and not self._busy:
-                # It ends this very task.
+            if self._may_rest(hold):
+                # It ends this very task, unless somebody comes in between.
                 self._tasks.start_soon(self.rest)
-                await hold.over.wait()
 
     async def _let_go(self) -> None:
         if self._hold is not None:
