@@ -34,7 +34,11 @@ class Crew:
     def give(self, work: Callable[..., None], *arguments: Any) -> Future[None]:
         """Have ``work`` done; waits while too many jobs do. What is returned tells when it is over, however it went."""
         self._room.acquire()
-        return self._pool.submit(self._do, work, arguments)
+        try:
+            return self._pool.submit(self._do, work, arguments)
+        except BaseException:
+            self._room.release()
+            raise
 
     def _do(self, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         try:

@@ -143,12 +143,10 @@ class Descent:
         index = len(self._open) - 2
         try:
             if index >= 0 and self._open[index] is None:
-                parent = os.open("..", OPEN_DIRECTORY, dir_fd=child)
+                self._open[index] = parent = os.open("..", OPEN_DIRECTORY, dir_fd=child)
                 found = os.fstat(parent)
                 if (found.st_dev, found.st_ino) != self._identity.pop(index):
-                    os.close(parent)
                     raise TreeMovedError
-                self._open[index] = parent
             if mode is not None:
                 os.fchmod(child, mode)
         finally:

@@ -25,6 +25,7 @@ import itertools
 import os
 import secrets
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -74,12 +75,14 @@ class ObjectStore:
         (root / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
         root.chmod(0o700)
         self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # One that is only dropped gives its descriptor back too.
+        self._closing = weakref.finalize(self, os.close, self._fd)
         self._counter = itertools.count()
         self._prefix = f"tmp/{os.getpid()}-{secrets.token_hex(4)}"
 
     def close(self) -> None:
-        """Give up the directory's descriptor; the store is of no use afterwards."""
-        os.close(self._fd)
+        """Give up the directory's descriptor; the store is of no use afterwards. Idempotent."""
+        self._closing()
 
     @property
     def fd(self) -> int:

@@ -107,7 +107,12 @@ class Scan:
             TreeMovedError: directories were moved under the reading.
             OSError: the disk.
         """
-        found = os.fstat(root)
+        try:
+            # Before the descent, which may lend itself rights.
+            found = os.fstat(root)
+        except OSError:
+            os.close(root)
+            raise
         self._device = found.st_dev
         old = self._old
         known = old.root if old is not None and (old.device, old.inode) == (found.st_dev, found.st_ino) else None

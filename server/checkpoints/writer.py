@@ -135,7 +135,12 @@ class Writer:
         self.written += len(kept)
         frame = _Frame(node, iter(directories), is_leaf=not directories)
         if self._crew is not None and len(kept) - len(directories) >= _WORTH_A_HAND:
-            frame.job = self._crew.give(self._fill, os.dup(descent.fd), kept, node, frame.is_leaf)
+            parent = os.dup(descent.fd)
+            try:
+                frame.job = self._crew.give(self._fill, parent, kept, node, frame.is_leaf)
+            except BaseException:
+                os.close(parent)
+                raise
         else:
             self._write(descent.fd, kept, node)
         return frame

@@ -327,6 +327,54 @@ anyio.run(main)
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[3], timeout=60)
 
 
+def test_no_descriptor_is_left_open_by_work_that_breaks_off_at_any_step(tmp_path: Path) -> None:
+    """Every few calls of the system one fails: in snapshots, restores and forks, and in the threads that help them."""
+    script = f"""
+import errno, gc, itertools, os, anyio
+from pathlib import Path
+from server.errors import RookeryError
+from tests.unit.checkpoints.workspaces import open_desk, shell
+STEPS = ("rename", "replace", "unlink", "rmdir", "mkdir", "open", "write", "utime", "fstat", "dup", "copy_file_range")
+async def main():
+    base = Path({str(tmp_path)!r})
+    with open_desk(base) as desk:
+        shell(desk.tree, "for d in 1 2 3; do mkdir -p $d/e; for f in 1 2 3 4 5; do echo $d$f > $d/f$f; done; done")
+        first = await desk.engine.take("s", desk.tree)
+        forks = itertools.count()
+        async def work():
+            shell(desk.tree, "rm -rf 2; echo y > 1/f1; echo z > 3/new")
+            await desk.engine.take("s", desk.tree)
+            await desk.engine.restore("s", desk.tree, first.tree_hash)
+            place = base / f"fork{{next(forks)}}"
+            place.mkdir()
+            await desk.engine.materialise(first.tree_hash, place, key="fork")
+        await work()
+        before = len(os.listdir("/proc/self/fd"))
+        broken_off = 0
+        for name in STEPS:
+            original = getattr(os, name)
+            for at in (1, 2, 3, 5, 9, 17):
+                count = itertools.count(1)
+                def broken(*args, **options):
+                    if next(count) == at:
+                        raise OSError(errno.EIO, "broken")
+                    return original(*args, **options)
+                setattr(os, name, broken)
+                try:
+                    await work()
+                except (RookeryError, OSError):
+                    broken_off += 1
+                finally:
+                    setattr(os, name, original)
+        gc.collect()
+        left = len(os.listdir("/proc/self/fd"))
+        assert broken_off > 30, broken_off
+        assert left == before, (left, before)
+anyio.run(main)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[3], timeout=120)
+
+
 @pytest.fixture
 def sharing_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system that can share blocks between files."""
