@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import anyio
 import typer
 
-from rookery import policy_commands, token_commands
+from rookery import e2b_commands, policy_commands, token_commands
 from rookery.configuration import USAGE_ERROR, load_settings, offering
 from rookery.install.clients import Client, Reach
 
@@ -26,6 +26,7 @@ app.add_typer(sessions_app, name="sessions")
 daemon_app = typer.Typer(no_args_is_help=True, help="Look at the daemon that clients share, or end it.")
 app.add_typer(daemon_app, name="daemon")
 app.add_typer(token_commands.tokens_app, name="tokens")
+app.add_typer(e2b_commands.e2b_app, name="e2b")
 app.add_typer(policy_commands.approvals_app, name="approvals")
 app.add_typer(policy_commands.policy_app, name="policy")
 app.command()(policy_commands.audit)

@@ -52,19 +52,10 @@ LACKS: Final = 41
 """Exit status of :func:`preparation` when the template lacks a program; its stderr names it."""
 
 
-def preparation(build: str) -> str:
-    """A shell script, run as root: makes the agent's user and the directories, and starts the relay if it is there.
-
-    Running it again changes nothing. It ends with a word of the two above.
-
-    Args:
-        build: of the relay that is to run, unless one runs already.
-    """
-    return f"""set -eu
+SETUP: Final = f"""set -eu
 for program in python3 tar git; do
   command -v "$program" >/dev/null || {{ echo "$program" >&2; exit {LACKS}; }}
 done
-if python3 -I {RELAY} alive {RELAY_SOCKET} 2>/dev/null; then echo {STARTED}; exit 0; fi
 if ! grep -q '^[^:]*:[^:]*:{AGENT_UID}:' /etc/passwd; then
   echo '{AGENT}:x:{AGENT_UID}:{AGENT_UID}::{HOME}:/bin/bash' >> /etc/passwd
   echo '{AGENT}:x:{AGENT_UID}:' >> /etc/group
@@ -78,6 +69,21 @@ if ! [ -x {CLI} ]; then
   found=$(command -v claude || true)
   if [ -n "$found" ]; then ln -sf "$(readlink -f "$found")" {CLI}; fi
 fi
+"""
+"""A shell script, run as root: makes the agent's user and the directories. Running it again changes nothing."""
+
+
+def preparation(build: str) -> str:
+    """A shell script, run as root: sets a sandbox up and starts the relay, if it is there.
+
+    Running it again changes nothing. It ends with a word of the two above.
+
+    Args:
+        build: of the relay that is to run, unless one runs already.
+    """
+    return f"""
+if python3 -I {RELAY} alive {RELAY_SOCKET} 2>/dev/null; then echo {STARTED}; exit 0; fi
+{SETUP}
 if [ "$(cat {STAMP} 2>/dev/null || true)" != {build} ]; then echo {UPLOAD}; exit 0; fi
 python3 -I {RELAY} start {shlex.quote(relay_settings(build))}
 echo {STARTED}
