@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import anyio
 
 from policies import Policy
+from server.direct import is_direct
 from server.errors import ErrorCode, RookeryError
 from server.fleet import Fleet
 from server.hooks import Subject, UserPromptSubmit
@@ -41,7 +42,8 @@ class Prompting:
         await self._janitor.reconcile_session(await services.store.session_for_server(session.id))
         policy = services.policy_of(session)
         check_model(policy, session.model)
-        services.gateway.require_credential()
+        if not is_direct(services, session):
+            services.gateway.require_credential()
         caps = await self._new_caps(session, request, policy)
         await screen(services, session, session.turn + 1, request.prompt)
         async with self._fleet.place(session.principal):

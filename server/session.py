@@ -22,6 +22,7 @@ from server.authority import SessionAuthority
 from server.changes import Changes
 from server.conclusions import departure, failure_of, start_failure
 from server.concurrency import background_tasks
+from server.direct import book, is_direct, is_spent
 from server.endings import ended_record, is_foreign_result, write_end
 from server.errors import RookeryError
 from server.files import WorkspaceFiles
@@ -386,6 +387,10 @@ class SessionActor:
         if turn.resumed:
             turn.prompted = True
             return
+        if is_direct(self._services, self.session) and await is_spent(self._services, self.session):
+            turn.overspent = True
+            await self._finish()
+            return
         notice = self.session.pending_notice
         if await self._ask(agent, turn, turn.record.prompt, notice) and notice is not None:
             self.session = await self._services.store.update_session(self.session.id, pending_notice=None)
@@ -503,6 +508,8 @@ class SessionActor:
             # What is still on its way into the ledger belongs to this turn.
             with anyio.move_on_after(LEDGER_GRACE_S):
                 await self._grant.quiet()
+        if is_direct(self._services, self.session):
+            await book(self._services, self.session, turn.record, self._tracker.result)
         await self._meter.mark()
         upstream = classify(self._grant.failures) if self._grant is not None else None
         record = await ended_record(

@@ -7,6 +7,7 @@ from typing import Final
 import anyio
 
 from policies import Policy
+from server.direct import is_direct
 from server.errors import ErrorCode, RookeryError
 from server.fleet import Fleet
 from server.kinship import as_child, room_for_child
@@ -53,7 +54,8 @@ class Spawning:
         parent = None if parent_id is None else await store.session(principal, parent_id)
         siblings = None if parent is None else room_for_child(self._services, parent)
         session, turn, policy = self._new_session(principal, request, token_id, parent)
-        self._services.gateway.require_credential()
+        if not is_direct(self._services, session):
+            self._services.gateway.require_credential()
         await screen(self._services, session, 1, request.prompt)
         async with self._fleet.place(principal):
             return await self._spawned(session, turn, policy, called_at, siblings)

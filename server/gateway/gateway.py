@@ -30,11 +30,14 @@ from server.gateway.responses import Reply
 from server.telemetry.metrics import NO_METRICS, Metrics
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from starlette.types import Receive, Scope, Send
 
     from server.clock import Clock
-    from server.gateway.prices import PriceBook
+    from server.gateway.prices import Price, PriceBook
     from server.gateway.upstream import Upstream
+    from server.models import Usage
 
 REQUEST_TIMEOUT_S: Final = 3600.0
 """Longest request, whatever both sides do: the API itself gives up far earlier."""
@@ -111,6 +114,10 @@ class Gateway:
             ValueError: the token is in use.
         """
         return self._grants.adopt(token)
+
+    def price(self, model: str, usage: Usage, at: datetime) -> Price | None:
+        """What a use of a model costs; None when the price is not known."""
+        return self._books.prices.price(model, usage, at)
 
     def require_credential(self) -> None:
         """Say at once what the first model request would find.

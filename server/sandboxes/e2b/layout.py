@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Final
 
 from server.sandboxes.base import CLI, CONFIG_DIR, EGRESS_PORT, GATEWAY_SOCKET, WORKSPACE
@@ -41,6 +42,24 @@ def relay_settings(build: str) -> str:
             "build": build,
         }
     )
+
+
+CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def direct_environment(variables: Mapping[str, str], model_host: str) -> dict[str, str]:
+    """An agent's variables for requests that go to the model API without the gateway.
+
+    E2B replaces the placeholder by the key on the way, outside of the sandbox. For that it opens the connection with a
+    certificate of its own, which it adds to the system's.
+    """
+    direct = {name: value for name, value in variables.items() if name != "ANTHROPIC_UNIX_SOCKET"}
+    direct.update(
+        ANTHROPIC_BASE_URL=f"https://{model_host}",
+        ANTHROPIC_API_KEY="placeholder",
+        NODE_EXTRA_CA_CERTS=CERTIFICATES,
+    )
+    return direct
 
 
 STAMP: Final = f"{RELAY}.build"

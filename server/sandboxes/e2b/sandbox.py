@@ -19,8 +19,8 @@ from server.sandboxes.e2b.channel import unix_destination
 from server.sandboxes.e2b.cloud import Cloud
 from server.sandboxes.e2b.config_files import checked, tar_stream
 from server.sandboxes.e2b.hold import Hold
-from server.sandboxes.e2b.layout import AGENT_ENVIRONMENT, AGENT_UID, ROOT_ENVIRONMENT
-from server.sandboxes.e2b.options import E2BOptions
+from server.sandboxes.e2b.layout import AGENT_ENVIRONMENT, AGENT_UID, ROOT_ENVIRONMENT, direct_environment
+from server.sandboxes.e2b.options import E2BOptions, Traffic
 from server.sandboxes.e2b.plan import Plan
 from server.sandboxes.e2b.processes import RemoteAgent, RemoteProcess
 from server.sandboxes.remote_tar import pack_remote, unpack_remote
@@ -142,6 +142,8 @@ class E2BSandbox:
             raise _unavailable(f"the configuration directory: {renewed.why}")
         if files:
             await self._write_config(files)
+        if self._options.traffic is Traffic.DIRECT:
+            env = direct_environment(env, self._options.model_host)
         request = await self._request(argv, env, keepsake=keepsake)
         stream = await hold.channel.open("agent", request, egress=outlet is not None)
         return await self._met(stream, outlet)
