@@ -41,7 +41,7 @@ def test_debugging_of_the_sdk_is_refused_for_it_makes_no_sandboxes() -> None:
 def test_e2b_without_a_key_is_refused_and_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("E2B_API_KEY", raising=False)
     with pytest.raises(RookeryError) as caught:
-        e2b_options(Settings(sandbox="e2b"))  # type: ignore[arg-type]
+        e2b_options(Settings(sandbox="e2b"))
     assert "E2B_API_KEY" in caught.value.message
 
 
