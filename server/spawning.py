@@ -141,7 +141,8 @@ class Spawning:
             max_turns=request.max_turns,
             output_schema=request.output_schema,
             budget_nano_usd=round(budget * NANO_USD),
-            budget_tokens=request.budget_tokens or settings.default_budget_tokens,
+            # A child that names none takes from what its parent has left, and is promised nothing.
+            budget_tokens=request.budget_tokens or (settings.default_budget_tokens if parent is None else None),
             sandbox_kind=self._sandbox_kind(request),
             owner=self._services.server_id,
             request_id=request.request_id,

@@ -25,6 +25,7 @@ from server.errors import ErrorCode, RookeryError
 from server.models import Record
 from tools.arguments import parse_arguments
 from tools.backend import Backend, Registry
+from tools.cleaning import cleaned, cleaned_value
 from tools.elicitation import Elicitation, QuestionsPending, elicitation_of
 from tools.errors import as_rookery_error, failure
 from tools.identity import caller_of, caller_of_request
@@ -93,6 +94,8 @@ class ToolDefinition(Generic[Arguments, Answer]):
     idempotent: bool = False
     open_world: bool = False
     scope: Scope | None = None
+    exact: bool = False
+    """Whether the structured answer holds contents of files, which a program needs byte for byte."""
 
     @property
     def needs(self) -> Scope:
@@ -120,9 +123,10 @@ class ToolDefinition(Generic[Arguments, Answer]):
         """Run it and shape its answer."""
         answer = await self.run(call, arguments)
         link = None if self.link is None else self.link(answer)
+        structured = answer.model_dump(mode="json")
         return CallToolResult(
-            content=[TextContent(type="text", text=self.render(answer)), *(() if link is None else (link,))],
-            structured_content=answer.model_dump(mode="json"),
+            content=[TextContent(type="text", text=cleaned(self.render(answer))), *(() if link is None else (link,))],
+            structured_content=structured if self.exact else cleaned_value(structured),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -52,6 +53,31 @@ async def paid_model() -> AsyncIterator[tuple[str, Witness]]:
     async with background_tasks() as tasks:
         await tasks.start(serve)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", witness
+
+
+async def test_x03_a_repository_that_names_another_upstream_gets_neither_requests_nor_a_token_of_any_use(
+    tmp_path: Path,
+) -> None:
+    """Row X03: settings, environment files and a shell that points elsewhere change nothing about the way out."""
+    elsewhere = "http://127.0.0.1:9"
+    lures = {"ANTHROPIC_BASE_URL": elsewhere, "ANTHROPIC_UNIX_SOCKET": "/tmp/none"}
+    settings = {"env": lures, "apiKeyHelper": "echo x"}
+    files = {
+        ".claude/settings.json": json.dumps(settings),
+        ".claude/settings.local.json": json.dumps(settings),
+        ".env": f"ANTHROPIC_BASE_URL={elsewhere}\n",
+    }
+    async with paid_model() as (url, witness):
+        given = {"upstream": "anthropic", "anthropic_base_url": url, "anthropic_api_key": CANARY}
+        async with open_house(tmp_path / "home", **given) as registry:
+            export = f"export ANTHROPIC_BASE_URL={elsewhere}; . ./.env; cat /proc/net/dev | tail -n +3 | cut -d: -f1"
+            steps = [bash(export), {"reply_with": "last_tool_result"}]
+            outcome = await run(registry, steps, workspace={"files": files})
+            assert outcome.error is None
+            # No interface but the sandbox's own loopback: a token has nowhere else to go.
+            assert outcome.text.split() == ["lo"]
+            assert (outcome.cost.requests, outcome.cost.failures) == (2, 0)
+    assert len(witness.headers) == 2
 
 
 async def test_x01_x02_a_canary_credential_pays_and_appears_nowhere_else(

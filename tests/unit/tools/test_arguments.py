@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from server.errors import ErrorCode, RookeryError
 from tools.arguments import parse_arguments
+from tools.costs import CostArguments
 from tools.schemas import input_schema
 from tools.sessions import ContinueArguments, SpawnArguments, WaitArguments
 from tools.toolsets import TOOLS
@@ -39,6 +40,16 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "half a turn": ({"prompt": "x", "max_turns": 1.5}, "`max_turns` must be a whole number"),
     "a huge number": ({"prompt": "x", "max_turns": 10**400}, "`max_turns`"),
     "no budget at all": ({"prompt": "x", "budget_usd": 0}, "`budget_usd` must be greater than 0"),
+    "a negative budget": ({"prompt": "x", "budget_usd": -1}, "`budget_usd` must be greater than 0"),
+    "a budget that is no number": ({"prompt": "x", "budget_usd": float("nan")}, "`budget_usd` must be"),
+    "a huge budget": ({"prompt": "x", "budget_usd": 1e30}, "`budget_usd` must be at most 100000"),
+    "a budget of no tokens": ({"prompt": "x", "budget_tokens": 0}, "`budget_tokens` must be greater than 0"),
+    "a huge budget in tokens": ({"prompt": "x", "budget_tokens": 10**18}, "`budget_tokens` must be at most 1e+15"),
+    "half a token": ({"prompt": "x", "budget_tokens": 1.5}, "`budget_tokens` must be a whole number"),
+    "far too many labels": (
+        {"prompt": "x", "labels": {f"k{number}": "v" for number in range(10_000)}},
+        "`labels` has more than 32 entries",
+    ),
     "a malformed model": ({"prompt": "x", "model": "--help"}, "`model` is not a model name"),
     "a malformed policy": ({"prompt": "x", "policy": "../secret"}, "`policy` is not an identifier"),
     "a malformed tool": ({"prompt": "x", "tools": ["Read", "rm -rf"]}, "`tools` holds 'rm -rf'"),
@@ -57,6 +68,12 @@ def test_p12_a_bad_argument_is_named_with_its_remedy(name: str) -> None:
         parse_arguments(SpawnArguments, arguments, tool="spawn_agent")
     assert caught.value.code is ErrorCode.INVALID_ARGUMENT
     assert words in caught.value.message
+
+
+def test_p12_a_group_of_costs_that_does_not_exist_is_refused() -> None:
+    """P12: the message names those that there are."""
+    with pytest.raises(RookeryError, match="invalid_argument: `group_by` must be one of 'session', 'model'"):
+        parse_arguments(CostArguments, {"group_by": "planet"}, tool="get_costs")
 
 
 @pytest.mark.parametrize("session_id", ["", "../etc/passwd", "-rf", "a b", "x" * 129, "a\nb", "a\x00b"])
