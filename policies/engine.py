@@ -117,7 +117,7 @@ def _judged(request: ToolRequest, policy: Policy, facts: Facts) -> Evaluation:
     call = parts[0]
     if request.role is not None and not any(layer.roles for layer in policy.layers):
         return _refused("rookery:role", f"The policy {policy.name} knows no roles.")
-    if call.tool in _NETWORK_TOOLS and not all(policy.egress.permits_any_port(host) for host in call.hosts):
+    if call.tool in _NETWORK_TOOLS and not policy.egress.permits_fetch(str(request.input.get("url"))):
         return _refused(
             "rookery:network", f"The network of this sandbox does not reach {', '.join(call.hosts)}: {_known(policy)}."
         )

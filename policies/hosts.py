@@ -197,9 +197,19 @@ class Egress:
     def _rules(self) -> Iterator[HostRule]:
         return (rule for layer in self.layers for rule in (*layer.allowed, *layer.denied))
 
-    def permits_any_port(self, host: str) -> bool:
-        """Whether the sandbox may speak to a host on the ports of the web."""
-        return self.permits(host, 443) or self.permits(host, 80)
+    def permits_fetch(self, url: str) -> bool:
+        """Whether a GET of this URL would get out: what a fetch by the CLI itself asks for.
+
+        ``http`` may be asked for as ``https`` instead, so either is enough for it.
+        """
+        try:
+            host, port = url_host(url)
+        except HostError:
+            return False
+        parts = urlsplit(url)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        ports = (port, 443) if port == 80 else (port,)
+        return any(self.permits(host, one, method="GET", path=path) for one in ports)
 
     @staticmethod
     def everything() -> HostRules:

@@ -173,7 +173,8 @@ class Matcher:
     @staticmethod
     def _names(rule: Rule, part: Part) -> bool:
         tools = rule.tools
-        if tools.covers(part.called) or tools.covers(part.tool):
+        means = tools.covers if rule.effect is Effect.ALLOW else tools.may_mean
+        if means(part.called) or means(part.tool):
             return True
         if part.kind is PartKind.TOOL:
             return rule.guards_files_from(part.tool)

@@ -38,6 +38,16 @@ class ToolNames:
             return True
         return bool(self.globs) and any(fnmatchcase(tool, glob) for glob in self.globs)
 
+    def may_mean(self, tool: str) -> bool:
+        """Whether a tool may be meant by a denial: of a server's tools in whatever case (row R18)."""
+        if self.covers(tool):
+            return True
+        name = tool.casefold()
+        return tool.startswith("mcp__") and (
+            any(name == one.casefold() for one in self.exact)
+            or any(fnmatchcase(name, glob.casefold()) for glob in self.globs)
+        )
+
 
 @dataclass(frozen=True)
 class UsedTool:

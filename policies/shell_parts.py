@@ -182,7 +182,11 @@ class _BashParts:
                 "Bash",
                 text,
                 needs_allow=invocation.certain
-                and not (invocation.name in programs.HARMLESS and all(word.known for word in words)),
+                and not (
+                    invocation.name in programs.HARMLESS
+                    and invocation.danger is None
+                    and all(word.known for word in words)
+                ),
                 words=words,
                 names=self._names(words[0]),
                 exact_only=invocation.danger,

@@ -65,8 +65,10 @@ def check_gift(source: WorkspaceSource, policy: Policy) -> None:
             "workspace: an agent can give no directory of the host; read what the child needs and give it as files.",
         )
     if source.git is not None:
-        host = urlsplit(source.git).hostname or ""
-        if not policy.egress.permits_any_port(host):
+        parts = urlsplit(source.git)
+        host, path = parts.hostname or "", parts.path.rstrip("/")
+        asked = (("GET", f"{path}/info/refs"), ("POST", f"{path}/git-upload-pack"))
+        if not all(policy.egress.permits(host, method=method, path=one) for method, one in asked):
             raise RookeryError(
                 ErrorCode.POLICY_DENIED,
                 "workspace: your own network does not reach that host, so your children cannot have it cloned.",

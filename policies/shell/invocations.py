@@ -28,6 +28,8 @@ _SUFFIX_WORDS: Final = 50
 _SUFFIXES: Final = 6
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VERSIONED: Final = re.compile(r"(python|pypy|perl|ruby|php|lua|node|gcc|g\+\+|clang|clang\+\+|pip)-?\d[\d.]*")
+_SUBSCRIPT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\[")
+_LOADERS: Final = ("ld-linux", "ld.so", "ld-musl", "ld-2", "ld64")
 _SED_STEP: Final = re.compile(
     r"(?:(?:\d+|\$|/[^/\n;{}\\]*/)(?:,(?:\d+|\$|/[^/\n;{}\\]*/))?)?!?"
     r"(?:[pdqnN=]|s([/|,#@:])(?:(?!\1)[^\\\n]|\\.)*\1(?:(?!\1)[^\\\n]|\\.)*\1[gpiIM0-9]*)?"
@@ -176,7 +178,10 @@ def _runs_code(name: str, invocation: Invocation) -> str | None:
         if len(texts) < 2 or texts[1].startswith("-"):
             return f"{name} runs code that a prefix rule does not see"
         return None
-    if name.startswith(("ld-linux", "ld.so", "ld-musl")):
+    named = name != "printf" or any(text.startswith("-v") for text in texts[1:])
+    if named and name in programs.EVALUATES_SUBSCRIPTS and any(_SUBSCRIPT.match(text) for text in texts[1:]):
+        return "a subscript that the shell evaluates"
+    if name.startswith(_LOADERS):
         return "the dynamic loader runs any program"
     subcommand = _subcommand(name, texts)
     if (name,) in programs.RUNNERS or (name, subcommand) in programs.RUNNERS:
@@ -256,12 +261,16 @@ def _inner(invocation: Invocation, found: Unwrapped) -> list[Invocation]:
     if name in ("find", "fd", "fdfind"):
         return _executed_by_find(invocation)
     texts = [word.text for word in words]
+    if name == "git" and _subcommand(name, texts) == "grep":
+        # It searches everything below, like the program of that name.
+        rest = words[texts.index("grep") + 1 :]
+        return [replace(invocation, words=(Word("grep"), Word("-r"), *rest), certain=False)]
     if name.startswith("git-") and len(name) > 4:
         # Where git keeps its programs each has a name of its own.
         plain = (Word("git"), Word(name[4:]), *words[1:])
         return [replace(invocation, words=plain, certain=False)]
     is_runner = (name,) in programs.RUNNERS or (name, _subcommand(name, texts)) in programs.RUNNERS
-    if is_runner or name in programs.INTERPRETERS or name.startswith(("ld-linux", "ld.so", "ld-musl")):
+    if is_runner or name in programs.INTERPRETERS or name.startswith(_LOADERS):
         # Which word begins the inner command is the program's own affair: for denials, each of the first may.
         starts = [index for index in range(1, len(words)) if not texts[index].startswith("-")][:_SUFFIXES]
         if name in programs.INTERPRETERS and name not in programs.SHELLS:
@@ -289,6 +298,9 @@ def _wrapped(invocation: Invocation, wrapper: programs.Wrapper, found: Unwrapped
     words = invocation.words
     index, guessed = _after_options(words, wrapper)
     if wrapper.assignments:
+        while index < len(words) and words[index].text == "-":
+            # To env a lone dash is an option.
+            index += 1
         while index < len(words) and "=" in words[index].text.lstrip("="):
             name, _, value = words[index].text.partition("=")
             assignment = Assignment(name, Word(value, words[index].kind))

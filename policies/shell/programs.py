@@ -100,6 +100,12 @@ RUNNERS: Final = frozenset(
         ("pexec",), ("entr",), ("prlimit",), ("setarch",),
         ("linux32",), ("linux64",), ("unbuffer",), ("catchsegv",), ("caffeinate",), ("numactl",), ("torsocks",),
         ("proxychains",), ("sshpass",), ("xvfb-run",), ("faketime",), ("chpst",), ("daemonize",), ("cpulimit",),
+        ("valgrind",), ("perf",), ("choom",), ("i386",), ("x86_64",), ("uname26",), ("rlwrap",), ("hyperfine",),
+        ("dotenv",), ("op", "run"), ("foreman",), ("rtx",), ("mise", "x"), ("doppler", "run"), ("chamber", "exec"),
+        ("aws-vault", "exec"), ("envdir",), ("softlimit",), ("setuidgid",), ("dumb-init",), ("tini",), ("gosu",),
+        ("su-exec",), ("pkexec",), ("runcon",), ("chronic",), ("ip", "netns"), ("cgexec",), ("systemd-inhibit",),
+        ("eatmydata",), ("sem",), ("sg",), ("dtach",), ("abduco",), ("tsocks",), ("proxychains4",), ("apptainer",),
+        ("singularity",), ("lxc-attach",), ("machinectl",), ("wine",), ("box64",), ("watchexec",), ("nodemon",),
     }
 )  # fmt: skip
 """Commands that run another command, a script or a package: allowed only word for word (row R08)."""
@@ -117,6 +123,9 @@ STATEFUL: Final = frozenset(
 HARMLESS: Final = frozenset({":", "true", "false", "exit", "wait", "pwd", "set", "export"})
 """Shell builtins that by themselves do nothing that needs a rule, if their words are plain (``export`` and ``set``:
 their assignments and options are judged)."""
+
+EVALUATES_SUBSCRIPTS: Final = frozenset({"test", "[", "wait", "printf", "export"})
+"""Shell builtins that take names of variables, and run what stands in the subscript of one: ``test -v 'a[$(id)]'``."""
 
 SAFE_OPTIONS: Final = frozenset("euxovf") | frozenset({"pipefail", "errexit", "nounset", "xtrace"})
 """What ``set`` may switch without changing what later words mean."""

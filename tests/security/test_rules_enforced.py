@@ -7,14 +7,10 @@ from typing import Any
 
 import pytest
 
-from policies import PRESETS, Effect, Facts, ToolRequest, decide, load_policy
-from policies.policy import offerable
+from policies import Effect, Facts, ToolRequest, decide
 from server.authority import SessionAuthority
 from server.errors import RookeryError
-from server.launching import launch_options
-from server.models import SessionRecord, SessionState
 from server.policy_book import PolicyBook, lineage
-from server.settings import Settings
 from tests.house import ME, bash, go_on, open_house, run
 from tests.integration.test_policies import NO_TOUCH, policy_dir, write
 from tests.unit.store.records import a_session
@@ -127,22 +123,6 @@ def test_r25_a_child_works_under_all_layers_of_its_parent(tmp_path: Path) -> Non
     assert decided["Bash"] is Effect.ALLOW
     assert decided["Write"] is Effect.DENY
     assert decide(ToolRequest("Bash", {"command": "touch a"}), policy, Facts()).rule == "no-touch"
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_launch_options_hook_gateway_and_network_say_the_same(name: str) -> None:
-    """One policy, four places: what is not offered is denied, what is offered can be allowed, and no more goes out."""
-    policy = load_policy(name)
-    session: SessionRecord = a_session("s", policy=name, state=SessionState.IDLE)
-    offered = set(launch_options(session, policy, Settings()).tools)
-    for tool in offerable():
-        assert (tool in offered) == policy.could_allow(tool)
-        if tool in CALLS and tool not in offered:
-            assert decide(ToolRequest(tool, CALLS[tool]), policy, Facts()).effect is Effect.DENY
-    assert ("web_search" in policy.server_tools) == ("WebSearch" in offered)
-    fetch = decide(ToolRequest("WebFetch", CALLS["WebFetch"]), policy, Facts())
-    if not policy.egress.permits_any_port("example.com"):
-        assert fetch.effect is Effect.DENY
 
 
 async def test_r15_the_directory_that_the_shell_stands_in_is_part_of_the_decision(tmp_path: Path) -> None:
