@@ -147,7 +147,8 @@ async def test_p11_a_body_that_trickles_is_refused_and_costs_the_application_not
     guard = Guard(application, names, body_timeout_s=0.05)
     scope: Scope = {"type": "http", "method": "POST", "path": "/mcp", "headers": [(b"host", b"localhost")]}
     for parts, status in (([True, False], 200), ([True], 408)):
-        left, statuses = list(parts), []
+        left = list(parts)
+        statuses: list[int] = []
 
         async def receive(left: list[bool] = left) -> Message:
             if not left:
