@@ -98,6 +98,7 @@ class Undo:
         files = await working_files(self._services, session)
         if dry_run:
             present = await files.take()
+            await seal_files(session.id, files)
             changes = await self._compare(present.tree_hash, checkpoint.tree)
             skipped = tuple(f"{printable(entry.path)} ({entry.reason})" for entry in present.skipped)
             return self._report(session, checkpoint, changes, conversation, skipped=skipped, undo=None)

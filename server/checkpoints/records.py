@@ -197,7 +197,7 @@ class PendingRestore:
 
 @dataclass(frozen=True)
 class Seal:
-    """What a workspace elsewhere was when it was left alone: nothing goes on from anything else."""
+    """What a workspace was when it was left alone. Of one elsewhere, nothing goes on from anything else."""
 
     tree_hash: str
     token: str

@@ -88,7 +88,11 @@ class WorkspaceFiles(ReadableFiles, Protocol):
         ...
 
     async def seal(self) -> None:
-        """Remember what the files are, where they lie elsewhere: they are left alone from now on."""
+        """Remember what the files are: they are left alone from now on, for no process is left in the sandbox.
+
+        Elsewhere they must be the same again before anyone works with them; on this host it spares the next rewind
+        the look at all of them, where it is certain that nobody is left who could change them.
+        """
         ...
 
     async def intact(self) -> bool:

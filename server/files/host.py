@@ -11,8 +11,10 @@ import anyio.to_thread
 
 from policies.types import LinkLookup
 from server.checkpoints import Checkpoints, PendingRestore, Restored, Snapshot
+from server.checkpoints.records import Seal
 from server.files.looking import Listing, Part, list_directory, read_link, read_part
 from server.files.writing import write_whole
+from server.sandboxes.bubblewrap.survivors import is_deserted
 
 T = TypeVar("T")
 
@@ -32,6 +34,10 @@ class HostFiles:
         self._key = key
         self._root = root
         self._owner = owner
+        self._known: str | None = None
+        """The tree that nobody had changed when work with the files began, if that is certain."""
+        self._fresh: str | None = None
+        """The tree that was just written, before anyone else could touch it."""
 
     async def take(self) -> Snapshot:
         return await self._checkpoints.take(self._key, self._root)
@@ -43,22 +49,35 @@ class HostFiles:
         known_as: str | None = None,
         on_present: Callable[[Snapshot], Awaitable[None]] | None = None,
     ) -> Restored:
+        # Once: from now on it is another tree.
+        known_as, self._known = known_as or self._known, None
         return await self._checkpoints.restore(
             self._key, self._root, tree_hash, owner=self._owner, known_as=known_as, on_present=on_present
         )
 
     async def seal(self) -> None:
-        # A directory of this host stays what it is.
-        return
+        # A directory of this host stays what it is; known to be the same, it need not be looked through for a rewind.
+        tree, self._fresh, self._known = self._fresh, None, None
+        if tree is None:
+            if not await anyio.to_thread.run_sync(is_deserted, self._root):
+                return
+            tree = (await self.take()).tree_hash
+        await self._checkpoints.mirror.seal(self._key, Seal(tree, token=""))
 
     async def intact(self) -> bool:
+        seal = await self._checkpoints.mirror.sealed(self._key)
+        if seal is not None:
+            await self._checkpoints.mirror.unseal(self._key)
+            self._known = seal.tree_hash
         return True
 
     async def pending(self) -> PendingRestore | None:
         return await self._checkpoints.pending(self._key)
 
     async def materialise(self, tree_hash: str) -> int:
-        return await self._checkpoints.materialise(tree_hash, self._root, owner=self._owner, key=self._key)
+        written = await self._checkpoints.materialise(tree_hash, self._root, owner=self._owner, key=self._key)
+        self._fresh = tree_hash
+        return written
 
     async def listing(self, parts: tuple[bytes, ...], depth: int, limit: int) -> Listing:
         return await anyio.to_thread.run_sync(list_directory, self._root, parts, depth, limit)
@@ -67,6 +86,8 @@ class HostFiles:
         return await anyio.to_thread.run_sync(read_part, self._root, parts, offset, limit)
 
     async def write(self, parts: tuple[bytes, ...], data: bytes) -> bool:
+        self._known = self._fresh = None
+        await self._checkpoints.mirror.unseal(self._key)
         return await anyio.to_thread.run_sync(write_whole, self._root, parts, data, self._owner)
 
     async def judged(self, judge: Callable[[LinkLookup], T]) -> T:

@@ -8,6 +8,7 @@ known by its workspace, which no other process has mounted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -37,6 +38,28 @@ def end_survivors(workspace: Path) -> bool:
     return found
 
 
+def is_deserted(workspace: Path) -> bool:
+    """Whether it is certain that no process has a workspace mounted, so that nothing in a sandbox can change it.
+
+    False where processes cannot be looked into, as a server that is not root may find.
+    """
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            mounts = (path / "mountinfo").read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                return False
+            # A zombie: it is in no namespace any more.
+            continue
+        if _names(mounts, workspace):
+            return False
+    return True
+
+
 def _survivors(workspace: Path) -> Iterator[int]:
     for path in Path("/proc").iterdir():
         if path.name.isdigit() and _has_mounted(int(path.name), workspace):
@@ -45,12 +68,17 @@ def _survivors(workspace: Path) -> Iterator[int]:
 
 def _has_mounted(process: int, workspace: Path) -> bool:
     """Whether a process sees the workspace as a mount of its own, from ``/proc/PID/mountinfo`` (field 4, proc(5))."""
-    # The path is that within its file system, which may be mounted elsewhere than at the root.
-    tail = "/" + "/".join(workspace.parts[-3:])
     try:
-        lines = Path(f"/proc/{process}/mountinfo").read_text(errors="replace").splitlines()
+        mounts = Path(f"/proc/{process}/mountinfo").read_text(errors="replace")
     except OSError:
         return False
+    return _names(mounts, workspace)
+
+
+def _names(mounts: str, workspace: Path) -> bool:
+    # The path is that within its file system, which may be mounted elsewhere than at the root.
+    tail = "/" + "/".join(workspace.parts[-3:])
+    lines = mounts.splitlines()
     return any(len(fields := line.split(" ", 5)) > 4 and fields[3].endswith(tail) for line in lines)
 
 
