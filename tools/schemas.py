@@ -20,11 +20,16 @@ def input_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def output_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The schema of a tool's structured answer. Later versions may answer more: unknown fields are allowed."""
+    """The schema of a tool's structured answer. Later versions may answer more: unknown fields are allowed.
+
+    None of its fields is required at the top: some clients (the TypeScript SDK's) check a failed call's
+    ``{code, message, retryable}`` against it too, and would show people their complaint instead of our error.
+    """
     schema = model.model_json_schema(mode="serialization", schema_generator=_PlainSchema)
     definitions = schema.pop("$defs", {})
     resolved = _resolve(schema, definitions)
     assert isinstance(resolved, dict)
+    resolved.pop("required", None)
     return resolved
 
 

@@ -87,6 +87,8 @@ def test_the_typescript_client_calls_is_asked_and_hears_of_progress(
     assert len(seen["asked"]) == 1
     assert "touch made" in seen["asked"][0]
     assert seen["reports"] >= 1
+    assert seen["failed"]["isError"]
+    assert seen["failed"]["structuredContent"]["code"] == "session_not_found"
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -96,7 +98,8 @@ def test_the_inspector_finds_no_fault_with_the_tools_and_calls_one(
 ) -> None:
     def inspect(way: dict[str, Any], *arguments: str) -> dict[str, Any]:
         target = [way["url"], "--transport", "http"] if "url" in way else [way["command"], *way["args"]]
-        variables = way.get("env", {})
+        for name, value in way.get("env", {}).items():
+            target += ["-e", f"{name}={value}"]
         said = node(
             clients,
             "node_modules/@modelcontextprotocol/inspector/clients/launcher/build/index.js",
@@ -109,7 +112,6 @@ def test_the_inspector_finds_no_fault_with_the_tools_and_calls_one(
             "-q",
             *arguments,
             MCP_CATALOG_PATH=str(tmp_path / "catalog.json"),
-            **variables,
         )
         return cast(dict[str, Any], json.loads(said))
 

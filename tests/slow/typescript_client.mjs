@@ -24,6 +24,8 @@ const result = await client.callTool(
   { name: call.name, arguments: call.arguments },
   { onprogress: () => (reports += 1), resetTimeoutOnProgress: true },
 );
-const seen = { tools: tools.map((tool) => tool.name), result, asked, reports, server: client.getServerVersion()?.name };
+// A failure must come through as it was answered, not as a complaint about its form.
+const failed = await client.callTool({ name: "get_session", arguments: { session_id: "missing" } });
+const seen = { failed, tools: tools.map((tool) => tool.name), result, asked, reports, server: client.getServerVersion()?.name };
 await client.close();
 process.stdout.write(JSON.stringify(seen));

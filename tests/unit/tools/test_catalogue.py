@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import jsonschema
 import pytest
 from mcp import Client
 from mcp_types import Tool
@@ -141,6 +142,14 @@ async def test_answers_have_plain_schemas_that_are_cheap_to_check(tools: dict[st
     assert outcome is not None
     assert outcome["properties"]["error"]["type"] == ["object", "null"]
     assert None in outcome["properties"]["stop_reason"]["enum"]
+
+
+async def test_a_failure_is_no_breach_of_any_tools_schema(tools: dict[str, Tool]) -> None:
+    """Clients of the TypeScript SDK check failed calls against it as well."""
+    error = {"code": "session_busy", "message": "A turn runs in this session.", "retryable": True}
+    for tool in tools.values():
+        assert tool.output_schema is not None
+        jsonschema.validate(error, tool.output_schema)
 
 
 def words_of(schema: Any) -> set[str]:
