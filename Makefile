@@ -30,6 +30,7 @@ test: lint sandbox
 	$(BIN)/pytest -m "not slow"
 
 test-slow: sandbox
+	@$(BIN)/python -m pip install --quiet --group fuzz || echo "Going on without the fuzzer, which cannot be installed."
 	$(BIN)/pytest -m slow
 
 # Against the real cloud: makes sandboxes in the account of E2B_API_KEY and kills them again; costs some cents.

@@ -54,7 +54,7 @@ def _escapes_are_plain(text: str) -> bool:
                 return False
     try:
         unquote_to_bytes(text).decode("utf-8")
-    except UnicodeDecodeError:
+    except UnicodeError:
         return False
     return True
 
