@@ -25,7 +25,7 @@ from typing import Any, Final
 import anyio
 import httpx2
 
-CALLS: Final = 150
+CALLS: Final = 60
 IDLE_STREAMS: Final = 300
 TURNS: Final = 64
 PATIENCE_S: Final = 600

@@ -90,6 +90,7 @@ def test_shims_that_start_at_once_share_one_daemon_and_lose_no_call(home: Path) 
         assert second["clients"] == 1
 
 
+@pytest.mark.slow
 def test_a_daemon_with_other_settings_makes_way_when_idle_and_is_kept_while_in_use(home: Path) -> None:
     with connecting(home) as first:
         first.initialize()
@@ -117,6 +118,7 @@ def test_a_daemon_with_other_settings_makes_way_when_idle_and_is_kept_while_in_u
         gone(running["pid"])
 
 
+@pytest.mark.slow
 def test_a_daemon_leaves_when_its_last_session_sleeps_and_not_before(home: Path) -> None:
     quick = {"ROOKERY_DAEMON_IDLE_S": "0.2", "ROOKERY_IDLE_S": "2"}
     with connecting(home, **quick) as wire:
@@ -133,6 +135,7 @@ def test_a_daemon_leaves_when_its_last_session_sleeps_and_not_before(home: Path)
     assert not (home / "daemon" / SOCKET).exists()
 
 
+@pytest.mark.slow
 def test_p01_what_one_connection_sends_the_others_do_not_notice(home: Path) -> None:
     """P01, P11: garbage before the greeting, a line of 50 MB, a client that reads nothing, one that goes midway."""
     with connecting(home) as good:
@@ -174,6 +177,7 @@ def greeted(place: Place) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 def test_a_daemon_that_cannot_start_tells_its_client_why(home: Path) -> None:
     with connecting(home, ROOKERY_MAX_SESSIONS="0") as wire:
         assert "ROOKERY_MAX_SESSIONS" in wire.ask(0, "initialize", INITIALIZE)["error"]["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any, Final
 import anyio
 import httpx2
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from server.callers import Scope
 from server.gateway.scripted import prompt_with
@@ -132,6 +135,28 @@ def read_resource(site: Site, uri: str, credential: dict[str, str]) -> httpx2.Re
     }
     routing = {"mcp-protocol-version": PROTOCOL, "mcp-method": "resources/read", "mcp-name": uri}
     return post(site, message, **routing, **credential)
+
+
+def test_t03_a_foreign_stream_is_refused_like_a_missing_one(town: Town) -> None:
+    """T03, T04: the event stream, by both ways in; its own reader gets it."""
+    session_id, missing = town.session["session_id"], str(uuid.uuid4())
+    address = "/v1/sessions/{}/events"
+    with httpx2.Client(trust_env=False, base_url=town.site.root) as client:
+        answers = [client.get(address.format(one), headers=town.bob) for one in (session_id, missing)]
+        assert {(answer.status_code, answer.text) for answer in answers} == {(404, answers[1].text)}
+        assert client.get(address.format(session_id)).status_code == 401
+        with client.stream("GET", address.format(session_id), headers=town.alice) as stream:
+            assert next(stream.iter_lines()) == "id: 1"
+    root = town.site.root.replace("http", "ws", 1)
+    for credential, status in ((town.bob, 404), ({}, 401)):
+        with (
+            pytest.raises(InvalidStatus) as refused,
+            connect(root + address.format(session_id), proxy=None, additional_headers=credential),
+        ):
+            pass
+        assert refused.value.response.status_code == status
+    with connect(root + address.format(session_id), proxy=None, additional_headers=town.alice) as socket:
+        assert json.loads(socket.recv(30))["seq"] == 1
 
 
 def test_p07_an_mcp_session_of_another_credential_is_as_good_as_none(town: Town) -> None:
