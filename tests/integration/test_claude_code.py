@@ -88,7 +88,7 @@ async def test_claude_code_spawns_an_agent_waits_for_it_and_reads_its_work(tmp_p
     assert (workspace / "answer.txt").read_text() == "the deep answer\n"
 
 
-@pytest.mark.parametrize("transport", ["stdio", "http"])
+@pytest.mark.parametrize("transport", [pytest.param("stdio", marks=pytest.mark.slow), "http"])
 async def test_claude_code_answers_what_a_policy_asks(tmp_path: Path, transport: str) -> None:
     """Over stdio it speaks 2025-11-25 and is asked in the midst of the call, over HTTP 2026-07-28 and asked by its
     result. A hook answers in the person's place, and writes down what it was asked."""

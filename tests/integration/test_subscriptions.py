@@ -111,6 +111,7 @@ async def test_a_client_hears_of_its_sessions_and_of_nobody_elses(tmp_path: Path
             assert foreign.events == []
 
 
+@pytest.mark.slow
 async def test_one_who_unsubscribes_hears_no_more_and_one_cannot_subscribe_without_end(tmp_path: Path) -> None:
     async with open_house(tmp_path) as registry:
         first, second = [(await run(registry, ANSWER)).session_id for _ in range(2)]
