@@ -23,6 +23,9 @@ log = structlog.get_logger(__name__)
 TRUSTED_S: Final = 1.0
 """A conversation that was at rest for longer than this is asked whether it still is one."""
 
+THIN_AFTER: Final = 32
+"""Snapshots after which what only older ones need is removed inside: the sandbox's disk is small."""
+
 PING_S: Final = 5.0
 END_S: Final = 10.0
 
@@ -51,6 +54,12 @@ class RemoteEngine:
         self._room = room
         self._work = _Lane()
         self._look = _Lane()
+        self._taken = 0
+
+    def is_full(self) -> bool:
+        """Count one more snapshot; whether its store has taken so many that older ones should make room."""
+        self._taken += 1
+        return self._taken % THIN_AFTER == 0
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[Dialogue]:

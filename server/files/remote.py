@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
+import structlog
+
 from policies.types import LinkLookup
 from server.checkpoints import Checkpoints, PendingRestore, Restored, Seal, Skipped, SkipReason, Snapshot
 from server.checkpoints.exchange import MAX_PIECES
@@ -24,6 +26,8 @@ from server.files.engines import RemoteEngine
 from server.files.judging import judged
 from server.files.looking import Listing, Part, Seen
 from server.sandboxes.shipping import RootSandbox
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -56,7 +60,18 @@ class RemoteFiles:
             async with self._engine.working() as dialogue:
                 base = await self._mirror.latest(self._key)
                 await dialogue.send(do="take", base=base, **self._named)
-                return await self._receive(dialogue, base)
+                snapshot = await self._receive(dialogue, base)
+        if self._engine.is_full():
+            await self._thin_out()
+        return snapshot
+
+    async def _thin_out(self) -> None:
+        """Remove inside what only older trees need: it all lies here, and comes back when it is asked for."""
+        with _explained():
+            async with self._engine.working() as dialogue:
+                await dialogue.send(do="collect", grace_s=0)
+                freed = _number(await dialogue.receive(), "freed")
+        log.debug("store inside a sandbox was thinned out", session_id=self._key, freed=freed)
 
     async def seal(self) -> None:
         if await self._mirror.sealed(self._key) is not None:
@@ -68,6 +83,7 @@ class RemoteFiles:
                 await dialogue.send(do="seal", token=seal.token)
                 await dialogue.receive()
         await self._mirror.seal(self._key, seal)
+        await self._thin_out()
 
     async def intact(self) -> bool:
         seal = await self._mirror.sealed(self._key)

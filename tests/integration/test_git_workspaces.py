@@ -17,6 +17,8 @@ from tests.egress import Authority, serving, stand_ins
 from tests.house import ME, bash, open_house, run, settings_for
 from tests.webs import git_host, make_repository
 
+pytestmark = pytest.mark.providers
+
 HOST = "git.example.com"
 URL = f"https://{HOST}/team/project.git"
 

@@ -17,6 +17,8 @@ from server.registry import Registry
 from server.requests import SpawnRequest
 from tests.house import ME, PATIENCE_S, bash, events, go_on, open_house, run, seen, settled, spawn
 
+pytestmark = pytest.mark.providers
+
 NO_TOUCH = """
 version: 1
 extends: trusted

@@ -18,6 +18,8 @@ from tests.house import bash, open_house
 from tests.integration.test_approvals import policy_dir
 from tools.server import build_server
 
+pytestmark = pytest.mark.providers
+
 ERAS = ("auto", "legacy")
 
 
