@@ -36,6 +36,9 @@ LOOK_S: Final = 5.0
 THINNING_ROUNDS: Final = 30
 """Every so many rounds, and in the first, old checkpoints are thinned out."""
 
+TAKE_OVER_S: Final = 60.0
+"""Longest try to reach an agent that may have outlived its server, before the next one."""
+
 MENDED_AT_ONCE: Final = 4
 """Sessions mended side by side."""
 
@@ -87,10 +90,10 @@ class Janitor:
 
     async def serve(self) -> None:
         """Go round until cancelled."""
-        await self._sweep_sandboxes(away=True)
         for number in itertools.count():
             try:
-                with anyio.move_on_after(ROUND_S):
+                # What the start did not wait for comes first.
+                with anyio.move_on_after(ROUND_S if number else 0):
                     await self._death()
                 await self.reconcile()
                 await self._sweep_sandboxes(away=True)
@@ -111,12 +114,18 @@ class Janitor:
         servers = await self._services.store.servers()
         return {server.id for server in servers if not self._leases.alive(server)}
 
-    async def reconcile(self) -> int:
-        """Tell the truth about all that dead servers left; how many sessions were mended."""
+    async def reconcile(self, *, away: bool = True) -> int:
+        """Tell the truth about all that dead servers left; how many sessions were mended.
+
+        Args:
+            away: also about agents that may have outlived their server, for which the network is asked; no start of
+                a server waits for that.
+        """
         store = self._services.store
         dead = await self._dead()
         left = await store.unowned_work(dead | {self._services.server_id})
         left = [session for session in left if session.id not in self._residents.actors]
+        left = [session for session in left if away or not self._lasts(session)]
         places, mended = anyio.Semaphore(MENDED_AT_ONCE), list[str]()
 
         async def mend(session_id: str) -> None:
@@ -229,7 +238,7 @@ class Janitor:
             owner = servers.get(session.owner)
             if owner is not None and self._leases.alive(owner):
                 return False
-        lasts = session.state.is_busy and self._services.provider_of(session).capabilities.survives_host
+        lasts = session.state.is_busy and self._lasts(session)
         if lasts and self._revive is None and not asleep_too:
             return False
         if not await store.claim(session.id, self._services.server_id, expect_owner=session.owner):
@@ -247,6 +256,14 @@ class Janitor:
         await store.update_session(session.id, owner=None, resident=False)
         return True
 
+    def _lasts(self, session: SessionRecord) -> bool:
+        """Whether the session's agent may have outlived its server."""
+        try:
+            return self._services.provider_of(session).capabilities.survives_host
+        except RookeryError:
+            # It can be looked for by a server that has its provider.
+            return True
+
     async def _is_taken_over(self, session: SessionRecord) -> bool:
         """Go on with the very turn of a session whose agent outlived its server; False where there is none such.
 
@@ -258,7 +275,12 @@ class Janitor:
             return False
         options = launch_options(session, self._services.policy_of(session), self._services.settings)
         try:
-            survivor = await take_over(self._services, session, options)
+            with anyio.fail_after(TAKE_OVER_S):
+                survivor = await take_over(self._services, session, options)
+        except TimeoutError as error:
+            raise RookeryError(
+                ErrorCode.SANDBOX_UNAVAILABLE, "The sandbox cannot be reached; it is tried again.", retryable=True
+            ) from error
         except RookeryError as error:
             if error.code is not ErrorCode.SANDBOX_LOST:
                 raise

@@ -419,7 +419,7 @@ async def open_registry(services: Services, leases: Leases, *, visiting: bool = 
     try:
         async with background_tasks() as tasks:
             registry = Registry(services, leases, tasks, visiting=visiting)
-            await registry.janitor.reconcile()
+            await registry.janitor.reconcile(away=False)
             tasks.start_soon(partial(registry.serve, visiting=visiting))
             try:
                 yield registry
