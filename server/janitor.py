@@ -90,10 +90,11 @@ class Janitor:
 
     async def serve(self) -> None:
         """Go round until cancelled."""
+        if any(provider.capabilities.survives_host for provider in self._services.providers):
+            await self._catch_up()
         for number in itertools.count():
             try:
-                # What the start did not wait for comes first.
-                with anyio.move_on_after(ROUND_S if number else 0):
+                with anyio.move_on_after(ROUND_S):
                     await self._death()
                 await self.reconcile()
                 await self._sweep_sandboxes(away=True)
@@ -103,6 +104,14 @@ class Janitor:
             except RookeryError as error:
                 log.warning("janitor's round failed", error=str(error))
                 await anyio.sleep(LOOK_S)
+
+    async def _catch_up(self) -> None:
+        """Do what the start did not wait for. A failure is tried again in the next round."""
+        try:
+            await self.reconcile()
+            await self._sweep_sandboxes(away=True)
+        except RookeryError as error:
+            log.warning("janitor's first round failed", error=str(error))
 
     async def _death(self) -> None:
         """Wait until another server has died."""
