@@ -16,7 +16,6 @@ from tests.house import ME, bash, events, go_on, open_house, run, say, seen, set
 pytestmark = pytest.mark.providers
 
 
-@pytest.mark.providers(fast="e2b")
 async def test_a_spawned_agent_works_in_its_sandbox_and_answers(tmp_path: Path) -> None:
     async with open_house(tmp_path) as registry:
         outcome = await run(
