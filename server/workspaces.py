@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 
 import anyio.to_thread
 
+from server.checkpoints.work import FULL, explained
 from server.cloning import Repository, clone
 from server.errors import ErrorCode, RookeryError
 from server.files import components
@@ -39,16 +40,31 @@ def check_source(source: Mapping[str, Any], settings: Settings) -> None:
     if "git" in source:
         Repository.parse(source, settings)
     if "files" in source:
-        files: Mapping[str, str] = source["files"]
-        if len(files) > MAX_INLINE_FILES:
-            raise _invalid(f"files holds more than {MAX_INLINE_FILES:,} entries; copy a directory with path instead")
-        if sum(len(content) for content in files.values()) > MAX_INLINE_BYTES:
-            raise _invalid(f"files holds more than {MAX_INLINE_BYTES >> 20} MiB; copy a directory with path instead")
-        for name in files:
-            if not components(name):
-                raise _invalid("files names the workspace itself")
+        _check_inline(source["files"])
     if "path" in source:
         _host_directory(source["path"], settings)
+
+
+def _check_inline(files: Mapping[str, str]) -> None:
+    if len(files) > MAX_INLINE_FILES:
+        raise _invalid(f"files holds more than {MAX_INLINE_FILES:,} entries; copy a directory with path instead")
+    size, known, above = 0, set[tuple[bytes, ...]](), set[tuple[bytes, ...]]()
+    for name, content in files.items():
+        parts = components(name)
+        if not parts:
+            raise _invalid("files names the workspace itself")
+        if parts in known:
+            raise _invalid(f"files names {name[:100]!r} twice")
+        known.add(parts)
+        above.update(parts[:depth] for depth in range(1, len(parts)))
+        try:
+            size += len(content.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise _invalid(f"files holds lone surrogates, which are not text, in {name[:100]!r}") from error
+        if size > MAX_INLINE_BYTES:
+            raise _invalid(f"files holds more than {MAX_INLINE_BYTES >> 20} MiB; copy a directory with path instead")
+    if known & above:
+        raise _invalid("files names the same path as a file and as a directory")
 
 
 async def fill(services: Services, sandbox: Sandbox, source: Mapping[str, Any]) -> None:
@@ -62,7 +78,16 @@ async def fill(services: Services, sandbox: Sandbox, source: Mapping[str, Any]) 
         await clone(services, sandbox, source)
         return
     with tempfile.TemporaryFile() as archive:
-        await anyio.to_thread.run_sync(_pack, archive, source, services.settings)
+        try:
+            await anyio.to_thread.run_sync(_pack, archive, source, services.settings)
+        except OSError as error:
+            if error.errno in FULL:
+                raise explained(error) from error
+            raise RookeryError(
+                ErrorCode.INVALID_ARGUMENT,
+                "workspace: path could not be read whole: something in it changed meanwhile, or may not be read.",
+                detail=repr(error),
+            ) from error
         archive.seek(0)
         await sandbox.unpack(_chunks(archive))
 
@@ -76,7 +101,7 @@ def _pack(archive: IO[bytes], source: Mapping[str, Any], settings: Settings) -> 
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
         if "files" in source:
             for name, content in source["files"].items():
-                data = content.encode("utf-8", "surrogateescape")
+                data = content.encode("utf-8")
                 entry = tarfile.TarInfo("/".join(os.fsdecode(part) for part in components(name)))
                 entry.size, entry.mode = len(data), 0o644
                 tar.addfile(entry, io.BytesIO(data))
@@ -94,9 +119,8 @@ def _pack_directory(tar: tarfile.TarFile, root: Path, limit: int) -> None:
             entry.mode = stat.S_IMODE(status.st_mode) & 0o777
             entry.mtime = int(status.st_mtime)
             count += 1
-            size += status.st_size if stat.S_ISREG(status.st_mode) else 0
-            if count > MAX_COPIED_FILES or size > limit:
-                raise _invalid(f"path holds more than {MAX_COPIED_FILES:,} entries or {limit >> 20:,} MiB")
+            if count > MAX_COPIED_FILES:
+                raise _too_large(limit)
             if stat.S_ISLNK(status.st_mode):
                 entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(name, dir_fd=descriptor)
                 tar.addfile(entry)
@@ -106,7 +130,14 @@ def _pack_directory(tar: tarfile.TarFile, root: Path, limit: int) -> None:
             elif stat.S_ISREG(status.st_mode):
                 opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=descriptor)
                 with os.fdopen(opened, "rb") as file:
-                    entry.size = os.fstat(opened).st_size
+                    # Looked at again now that it is open: it may be another one, or longer.
+                    status = os.fstat(opened)
+                    if not stat.S_ISREG(status.st_mode):
+                        continue
+                    entry.size = status.st_size
+                    size += status.st_size
+                    if size > limit:
+                        raise _too_large(limit)
                     tar.addfile(entry, file)
 
 
@@ -122,6 +153,10 @@ def _host_directory(path: str, settings: Settings) -> Path:
     if not real.is_dir():
         raise _invalid("path is not a directory of this host")
     return real
+
+
+def _too_large(limit: int) -> RookeryError:
+    return _invalid(f"path holds more than {MAX_COPIED_FILES:,} entries or {limit >> 20:,} MiB")
 
 
 def _invalid(what: str) -> RookeryError:
