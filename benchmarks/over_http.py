@@ -25,7 +25,6 @@ from typing import Any, Final
 import anyio
 import httpx2
 
-CALLS: Final = 60
 IDLE_STREAMS: Final = 300
 TURNS: Final = 64
 PATIENCE_S: Final = 600
@@ -64,7 +63,7 @@ def process(command: list[str], environment: dict[str, str], port: int) -> Itera
             server.wait(60)
 
 
-async def medians(servers: dict[str, tuple[str, str, dict[str, Any]]], era: Any) -> dict[str, float]:
+async def medians(servers: dict[str, tuple[str, str, dict[str, Any]]], era: Any, calls: int) -> dict[str, float]:
     """Median seconds of a call of each server's tool, called in turn."""
     from contextlib import AsyncExitStack
 
@@ -75,7 +74,7 @@ async def medians(servers: dict[str, tuple[str, str, dict[str, Any]]], era: Any)
         clients = {
             name: await stack.enter_async_context(Client(url, mode=era)) for name, (url, _, _) in servers.items()
         }
-        for number in range(CALLS + 5):
+        for number in range(calls + 5):
             for name, (_, tool, arguments) in servers.items():
                 started = time.perf_counter()
                 result = await clients[name].call_tool(tool, arguments)
@@ -157,6 +156,7 @@ def peak_mib(pid: int) -> int:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=60, help="calls of each server")
     parser.add_argument("--turns", type=int, default=TURNS, help="turns asked for at once; 0: none")
     parser.add_argument("--places", type=int, default=TURNS, help="turns at work at once, 220 MB each")
     chosen = parser.parse_args()
@@ -195,9 +195,9 @@ def main() -> None:
             }
             print(f"{'median of a call':<34}{'empty':>11}{'get_session':>11}")
             for era, name in (("auto", "2026-07-28"), ("legacy", "2025-11-25")):
-                report(name, anyio.run(medians, servers, era))
+                report(name, anyio.run(medians, servers, era, chosen.calls))
             with idle_streams(root, session_id, IDLE_STREAMS):
-                report(f"2026-07-28, {IDLE_STREAMS} idle streams", anyio.run(medians, servers, "auto"))
+                report(f"2026-07-28, {IDLE_STREAMS} idle streams", anyio.run(medians, servers, "auto", chosen.calls))
             if chosen.turns:
                 prompt = prompt_with([{"tool": "Bash", "input": {"command": "sleep 2"}}, {"text": "done"}])
                 started = time.perf_counter()

@@ -43,6 +43,8 @@ HELLO_S: Final = 5.0
 ROUND_S: Final = 1.0
 """How often the daemon looks whether it is still needed."""
 
+ACCEPT_AGAIN_S: Final = 0.2
+
 MAX_CONNECTIONS: Final = 256
 
 MAX_LOG_BYTES: Final = 16 << 20
@@ -112,8 +114,9 @@ class Daemon:
                 connection, _ = self.listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 continue
-            if peer_uid(connection) != os.geteuid():
-                connection.close()
+            except OSError:
+                # No descriptor is left, most likely: who waits is taken when one is.
+                await anyio.sleep(ACCEPT_AGAIN_S)
                 continue
             connections.start_soon(self._serve, connection, server, backend)
 
@@ -121,10 +124,11 @@ class Daemon:
         self._connections += 1
         try:
             with connection:
-                if await self._agreed(connection, backend):
+                if peer_uid(connection) == os.geteuid() and await self._agreed(connection, backend):
                     connection.setblocking(False)
                     await self._converse(connection, server, backend)
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            # Whatever went wrong with one client, the others do not notice.
             sys.stderr.write(f"level=warning event='connection_lost' error={error!r}\n")
         finally:
             self._connections -= 1

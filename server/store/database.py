@@ -34,8 +34,9 @@ T = TypeVar("T")
 BUSY_TIMEOUT_S: Final = 5.0
 """How long a statement waits for another process's lock before it gives up."""
 
-QUEUE_TIMEOUT_S: Final = 20.0
-"""How long a transaction waits for those of its own process: a few that each ran into the timeout above."""
+QUEUE_TIMEOUT_S: Final = 60.0
+"""How long a transaction waits for those of its own process: a few that each ran into the timeout above, or many on a
+machine on which dozens of agents start at once and leave this process little time."""
 
 _READERS: Final = 4
 """SQLite connections that read; readers wait for nobody in WAL mode. One more connection writes."""

@@ -142,7 +142,16 @@ def test_p01_what_one_connection_sends_the_others_do_not_notice(home: Path) -> N
         good.initialize()
         place = Place(home)
         strangers = []
-        for noise in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b'{"want":7}\n', b"\xff" * 100_000, b'{"want":"serve"', b""):
+        for noise in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"[]\n",
+            b'{"want":7}\n',
+            b"\xff" * 100_000,
+            b'{"want":"serve"',
+            b'{"want":"serve","settings":7}\n',
+            b"[" * 60_000 + b"\n",
+            b"",
+        ):
             stranger = place.connect()
             assert stranger is not None
             stranger.sendall(noise)
