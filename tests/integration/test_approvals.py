@@ -11,6 +11,8 @@ from server.errors import ErrorCode, RookeryError
 from server.models import Outcome, PendingApproval, SessionState, StopReason
 from tests.house import ME, bash, go_on, open_house, say, settled, spawn, until
 
+pytestmark = pytest.mark.providers
+
 ASKING = """
 version: 1
 id: asking

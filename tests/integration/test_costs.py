@@ -16,6 +16,8 @@ from server.models import EventKind, StopReason
 from server.requests import CostRequest
 from tests.house import ME, bash, events, go_on, open_house, run, say, seen, settled, spawn
 
+pytestmark = pytest.mark.providers
+
 USAGE: dict[str, Any] = {"usage": {"input_tokens": 1000, "output_tokens": 2000}}
 SONNET = "claude-sonnet-4-5"
 

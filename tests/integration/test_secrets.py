@@ -18,6 +18,8 @@ from server.gateway.scripted.answers import ScriptedModel
 from server.gateway.scripted.app import ScriptedApp
 from tests.house import ME, bash, events, open_house, run
 
+pytestmark = pytest.mark.providers
+
 CANARY = "sk-ant-api03-canary-0123456789abcdefghijklmnopqrstuvwxyz"
 
 LOOK = """
