@@ -37,6 +37,9 @@ BEAT_S: Final = 15.0
 SEND_S: Final = 30.0
 """Longest that a reader may leave a page lying."""
 
+LIFE_S: Final = 3600.0
+"""Then a stream ends and its reader connects again: a credential that is not good any more reads no longer."""
+
 MAX_STREAMS: Final = 500
 """Streams of one principal at once."""
 
@@ -53,6 +56,7 @@ _STATUS: Final = {
 
 ENDED: Final = "ended"
 GONE: Final = "gone"
+AGAIN: Final = "again"
 
 
 async def follow(registry: Registry, principal: str, session_id: str, after: int) -> AsyncGenerator[Sequence[Event]]:
@@ -128,14 +132,14 @@ class EventStreams:
             return
         self._open[caller.principal] += 1
         try:
-            with anyio.CancelScope() as serving:
+            with anyio.move_on_after(LIFE_S) as serving:
                 self._scopes.add(serving)
                 try:
                     await _deliver(reader, follow(registry, caller.principal, session_id, after))
                 finally:
                     self._scopes.discard(serving)
             if serving.cancelled_caught:
-                await reader.leave("the server is going away", 1001)
+                await reader.leave(AGAIN, 1001)
         finally:
             self._open[caller.principal] -= 1
             if not self._open[caller.principal]:

@@ -194,13 +194,25 @@ async def test_p11_one_who_takes_nothing_for_too_long_is_cut_off(tmp_path: Path,
         assert asked == 2
         assert not streams._open[ME]
 
-        # The number of streams of one account is bounded.
-        monkeypatch.setattr(events, "MAX_STREAMS", 0)
+        # A stream does not live for ever, so that credentials are looked at again.
+        monkeypatch.setattr(events, "SEND_S", 30)
+        monkeypatch.setattr(events, "LIFE_S", 0.05)
         answers: list[Any] = []
 
         async def note(message: Any) -> None:
             answers.append(message)
 
+        with anyio.fail_after(30):
+            await streams._server_sent(scope, receive, note)
+        assert answers[-1] == {
+            "type": "http.response.body",
+            "body": b'event: end\ndata: {"why": "again"}\n\n',
+            "more_body": False,
+        }
+
+        # The number of streams of one account is bounded.
+        monkeypatch.setattr(events, "MAX_STREAMS", 0)
+        answers.clear()
         await streams._server_sent({**scope, "method": "GET"}, receive, note)
         assert answers[0]["status"] == 429
 
