@@ -21,7 +21,7 @@ from server.snapshots import heal_workspace
 
 log = structlog.get_logger(__name__)
 
-SEAL_S: Final = 20.0
+SEAL_S: Final = 10.0
 """Longest sealing. What was not sealed is not compared at the next wake."""
 
 RELEASE_S: Final = 60.0

@@ -20,6 +20,7 @@ from server.checkpoints.exchange import (
 from server.checkpoints.keyed import KeyedTrees
 from server.checkpoints.records import Limits, Seal, Snapshot
 from server.checkpoints.work import Stop
+from server.errors import ErrorCode, RookeryError
 
 T = TypeVar("T")
 
@@ -57,10 +58,19 @@ class Mirror:
         await self._run(lambda _stop: self._trees.root(tree))
 
     async def answer(self, offered: bytes) -> tuple[Receiving, bytes]:
-        """Take an offer: what will receive the contents, and the answer that asks for them."""
+        """Take an offer: what will receive the contents, and the answer that asks for them.
+
+        Raises:
+            RookeryError: ``invalid_argument``: it is over the bounds of a checkpoint.
+        """
 
         def work(stop: Stop) -> tuple[list[Piece], bytes]:
             pieces = decode_pieces(offered)
+            if sum(piece.size for piece in pieces) > self.limits.max_new_bytes:
+                raise RookeryError(
+                    ErrorCode.INVALID_ARGUMENT,
+                    "The workspace holds more new data than a checkpoint takes: remove large files, then try again.",
+                )
             lacks = lacking(self._trees.objects, pieces, stop)
             return [piece for piece, lack in zip(pieces, lacks, strict=True) if lack], bytes(lacks)
 

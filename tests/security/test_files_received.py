@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.checkpoints import ObjectStore
+from server.checkpoints import Checkpoints, Limits, ObjectStore
 from server.checkpoints.exchange import (
     MAX_OBJECT,
     Piece,
@@ -134,6 +134,15 @@ def test_f11_a_directory_that_belittles_what_is_in_it_is_refused(store: ObjectSt
     root = encode_directory(0o755, [directory_entry(b"sub", inner, files=0, size=0)])
     with pytest.raises(RookeryError, match="storage_unavailable"):
         check(trees, None, batch.put(root), MOST, Stop())
+
+
+async def test_f08_an_offer_over_the_bounds_of_a_checkpoint_is_refused_before_a_byte_of_it_came(tmp_path: Path) -> None:
+    """F08: a sandbox can offer more than this host wants to keep."""
+    engine = Checkpoints(ObjectStore(tmp_path / "objects"), tmp_path / "index", Limits(max_new_bytes=1_000))
+    await engine.mirror.answer(encode_pieces([Piece(bytes(32), 1_000)]))
+    with pytest.raises(RookeryError) as refused:
+        await engine.mirror.answer(encode_pieces([Piece(bytes([number] * 32), 600) for number in range(2)]))
+    assert refused.value.code is ErrorCode.INVALID_ARGUMENT
 
 
 async def test_f11_a_file_with_the_bytes_of_a_directory_does_not_stand_for_it(desk: Desk, store: ObjectStore) -> None:
