@@ -243,7 +243,7 @@ async def test_r25_b06_children_work_beneath_their_parent_and_within_its_bounds(
         assert {one.code for one in answers if isinstance(one, RookeryError)} == {ErrorCode.POLICY_DENIED}
         view = await registry.get(ME, first)
         assert (view.parent_id, view.root_id) == (parent.session_id, parent.session_id)
-        with pytest.raises(RookeryError, match="nest 1 deep"):
+        with pytest.raises(RookeryError, match="nested 1 deep"):
             await registry.spawn(ME, SpawnRequest(prompt="deeper", policy="trusted"), parent_id=first)
         await _let_go(registry, first)
         outcome = await settled(registry, first)
