@@ -129,7 +129,7 @@ async def process(role: str, directory: Path) -> AsyncIterator[int]:
     running = await anyio.open_process(command, stderr=None)
     try:
         assert running.stdout is not None
-        with anyio.fail_after(30):
+        with anyio.fail_after(120):
             await running.stdout.receive()
         yield running.pid
     finally:
