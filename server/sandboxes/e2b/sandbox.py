@@ -23,6 +23,7 @@ from server.sandboxes.e2b.layout import AGENT_ENVIRONMENT, AGENT_UID, ROOT_ENVIR
 from server.sandboxes.e2b.options import E2BOptions, Traffic
 from server.sandboxes.e2b.plan import Plan
 from server.sandboxes.e2b.processes import RemoteAgent, RemoteProcess
+from server.sandboxes.e2b.running import run_to_end
 from server.sandboxes.remote_tar import pack_remote, unpack_remote
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class E2BSandbox:
         close = self._listen(outlet)
         try:
             process = await self._started(argv, env or {}, stderr_kept=max_output, egress=outlet is not None)
-            return await _run_to_end(process, stdin, timeout_s, max_output)
+            return await run_to_end(process, stdin, timeout_s, max_output)
         finally:
             close()
 
@@ -462,34 +463,6 @@ class E2BSandbox:
         if self._hold is not None:
             hold, self._hold = self._hold, None
             await hold.let_go()
-
-
-async def _run_to_end(process: RemoteProcess, stdin: bytes, timeout_s: float, max_output: int) -> CommandResult:
-    output = bytearray()
-    dropped = False
-    try:
-        with anyio.move_on_after(timeout_s) as deadline:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_send, process, stdin)
-                while piece := await process.read():
-                    room = max_output - len(output)
-                    output += piece[:room]
-                    dropped = dropped or len(piece) > room
-                code = await process.wait()
-                tasks.cancel_scope.cancel()
-    finally:
-        await process.terminate(grace=not deadline.cancelled_caught)
-    if deadline.cancelled_caught:
-        raise RookeryError(ErrorCode.TIMEOUT, f"The command did not end within {timeout_s:g} s, so it was ended.")
-    # As a shell tells it: 128 and more for a signal.
-    status = 128 - code if code < 0 else code
-    return CommandResult(status, bytes(output), process.stderr, truncated=dropped or process.stderr_dropped)
-
-
-async def _send(process: RemoteProcess, data: bytes) -> None:
-    with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-        await process.write(data)
-    await process.close_input()
 
 
 def _unavailable(detail: str) -> RookeryError:
