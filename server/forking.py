@@ -146,6 +146,9 @@ class Forking:
                 if not current.state.is_busy:
                     return await self._undo.checkpoint(current, "fork")
         turn = await self._services.store.turn(session.id, session.turn)
+        if not session.state.is_busy and turn.end_checkpoint_id is not None:
+            # It rests in another server process, which alone may look at its files now.
+            return await self._undo.find(session, turn.end_checkpoint_id)
         if turn.checkpoint_id is None:
             raise RookeryError(
                 ErrorCode.CHECKPOINT_NOT_FOUND,
