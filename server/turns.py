@@ -70,7 +70,9 @@ class TurnTracker:
             case AssistantMessage(content=blocks, parent_tool_use_id=parent):
                 return [entry for block in blocks for entry in self._block(block, parent)]
             case UserMessage(content=list(blocks), parent_tool_use_id=parent):
-                return [entry for block in blocks for entry in self._block(block, parent)]
+                # What else stands in it are the CLI's own words, such as that it was interrupted, not the agent's.
+                results = [block for block in blocks if isinstance(block, ToolResultBlock)]
+                return [entry for block in results for entry in self._block(block, parent)]
             case SystemMessage(subtype=subtype, data=data):
                 return self._system(subtype, data)
             case _:
