@@ -27,7 +27,8 @@ _INJECTED: Final = (
 """How texts begin that the CLI writes in the user's name (seen in CLI 2.1.330)."""
 
 CUT_OFF: Final = "Your response above was cut off mid-stream"
-"""How the CLI asks for the rest when a stream broke and some of it was kept as a message of its own."""
+"""How the CLI asks for the rest when a stream broke and some of it was kept as a message of its own; as a reminder
+since 2.1.332."""
 
 SUMMARY_REQUEST: Final = "Your task is to create a detailed summary of the conversation"
 
@@ -80,7 +81,7 @@ def _answers(messages: list[Mapping[str, Any]]) -> tuple[int, int]:
     for message, following in pairwise([*messages, {}]):
         if message.get("role") != "assistant":
             continue
-        if any(text.startswith(CUT_OFF) for text in _texts(following)):
+        if any(text.removeprefix("<system-reminder>").lstrip().startswith(CUT_OFF) for text in _texts(following)):
             pieces += 1
         else:
             finished, pieces = finished + 1, 0
