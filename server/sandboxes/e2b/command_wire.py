@@ -19,15 +19,19 @@ log = structlog.get_logger(__name__)
 OPEN_S: Final = 30.0
 CLOSE_S: Final = 2.0
 
-CHUNKS: Final = 16
-"""Chunks of output (32 KiB each) that wait for the reader; then the stream is held up, and with it the relay."""
+WAITING: Final = 512 * 1024
+"""Characters of output that wait for the reader; then the stream is held up, and with it the relay."""
 
 
 class CommandWire:
     """Made by :meth:`opened`. Implements :class:`.wire.Wire`."""
 
     def __init__(self) -> None:
-        self._send, self._receive = anyio.create_memory_object_stream[bytes](CHUNKS)
+        self._came: list[str] = []
+        self._waiting = 0
+        self._over = False
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
         self._handle: Any = None
         self._input: Any = None
         self._ending: asyncio.Task[None] | None = None
@@ -58,10 +62,16 @@ class CommandWire:
         return wire
 
     async def _take(self, text: str) -> None:
-        try:
-            await self._send.send(text.encode())
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            log.debug("wire_closed_before_its_output")
+        """Called by the SDK with each chunk; it takes the next one when this is done."""
+        # A stream of the library's would cost a turn of the event loop and a task's wake-up for each chunk.
+        if self._over:
+            return
+        self._came.append(text)
+        self._waiting += len(text)
+        self._changed.set()
+        if self._waiting >= WAITING:
+            self._room.clear()
+            await self._room.wait()
 
     async def _end(self) -> None:
         try:
@@ -69,7 +79,13 @@ class CommandWire:
         except Exception as error:  # the SDK raises bare Exception for a stream without an end
             log.debug("wire_ended", error=str(error)[:200])
         finally:
-            self._send.close()
+            self._finish()
+
+    def _finish(self) -> None:
+        """Nothing comes any more."""
+        self._over = True
+        self._changed.set()
+        self._room.set()
 
     async def send(self, data: bytes) -> None:
         """Send bytes.
@@ -83,15 +99,18 @@ class CommandWire:
             raise failure_of(error, "reach the sandbox") from error
 
     async def receive(self) -> bytes:
-        """The next bytes; empty when it is over."""
-        try:
-            return await self._receive.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            return b""
+        """All bytes that came and were not taken; empty when it is over. One that is cancelled loses nothing."""
+        while not self._came and not self._over:
+            self._changed.clear()
+            await self._changed.wait()
+        came, self._came, self._waiting = self._came, [], 0
+        self._room.set()
+        return "".join(came).encode()
 
     async def aclose(self) -> None:
         """Let go of the command. The relay ends it when the next host comes."""
-        self._receive.close()
+        self._came = []
+        self._finish()
         if self._ending is not None:
             self._ending.cancel()
         with anyio.CancelScope(shield=True):

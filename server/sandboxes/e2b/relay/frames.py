@@ -107,21 +107,22 @@ class Decoder:
             ProtocolError: this is no frame. The decoder must not be used after that.
         """
         frames: list[Frame] = []
-        while data:
+        at, size = 0, len(data)
+        while at < size:
             if self._header is None:
-                end = data.find(b"\n")
+                end = data.find(b"\n", at)
                 if end < 0:
-                    self._hold(data, MAX_HEADER)
+                    self._hold(data[at:], MAX_HEADER)
                     break
-                self._hold(data[:end], MAX_HEADER)
-                data = data[end + 1 :]
+                self._hold(data[at:end], MAX_HEADER)
+                at = end + 1
                 self._header = _header(self._taken())
                 self._wanted = _size(self._header)
             else:
-                missing = self._wanted - self._held
-                self._hold(data[:missing], self._wanted)
-                data = data[missing:]
-            if self._header is not None and self._held == self._wanted:
+                piece = data[at : at + self._wanted - self._held]
+                self._hold(piece, self._wanted)
+                at += len(piece)
+            if self._held == self._wanted:
                 frames.append(_frame(self._header, self._taken()))
                 self._header = None
         return frames

@@ -16,8 +16,12 @@ NUMBER = "q"
 RECEIVED = "a"
 """Header field: the number of the last frame that the sender of this one has got."""
 
-ACKNOWLEDGE_BYTES = 128 * 1024
-"""An acknowledgement of its own is due when so many bytes came since the last one went out."""
+ACKNOWLEDGE_BYTES = 1 << 20
+"""An acknowledgement of its own is due when so many bytes came since the last one went out.
+
+That is seldom: what a reader takes is credited after half as many bytes, and a credit acknowledges too. Each message
+into the sandbox is a step of the SDK, of E2B and of the relay.
+"""
 
 _OVERHEAD = 64
 

@@ -84,16 +84,27 @@ class Log:
         if not self.start <= position <= self.end:
             raise ValueError(f"the log holds {self.start} to {self.end}, not {position}")
         if self._tail and position >= self._tail[0][0]:
-            for start, data in reversed(self._tail):
-                if start <= position < start + len(data):
-                    return data[position - start : position - start + limit]
-            return b""
+            return self._latest(position, limit)
         for start, path in reversed(self._segments):
             if start <= position:
                 with path.open("rb") as file:
                     file.seek(position - start)
                     return file.read(limit)
         return b""
+
+    def _latest(self, position: int, limit: int) -> bytes:
+        """At most ``limit`` bytes of the tail."""
+        index = len(self._tail)
+        while index and self._tail[index - 1][0] > position:
+            index -= 1
+        start, first = self._tail[index - 1]
+        parts = [first[position - start : position - start + limit]]
+        limit -= len(parts[0])
+        while limit > 0 and index < len(self._tail):
+            parts.append(self._tail[index][1][:limit])
+            limit -= len(parts[-1])
+            index += 1
+        return b"".join(parts)
 
     def trim(self, position: int) -> None:
         """Nobody wants what is before a position any more."""
