@@ -95,8 +95,10 @@ async def _wait(
     # state. Hence each wait starts from the cursor of the reading before: what that one missed, this one has.
     seen = dict.fromkeys(turns, 0)
     while True:
+        # Read before the outcomes: a question that is answered while they are read still stands open in them.
+        open_before = frozenset() if questions is None else questions.open
         outcomes = [await call.registry.outcome(call.principal, session_id) for session_id in turns]
-        asked = set() if questions is None or wait_s <= 0 else questions.put(outcomes)
+        asked = set() if questions is None or wait_s <= 0 else questions.put(outcomes, open_before)
         settled = [
             not is_working(one) and one.turn >= turns[one.session_id] and one.session_id not in asked
             for one in outcomes
@@ -127,8 +129,17 @@ class _Questions:
         self._tasks = tasks
         self._open: set[str] = set()
 
-    def put(self, outcomes: Sequence[Outcome]) -> set[str]:
+    @property
+    def open(self) -> frozenset[str]:
+        """The questions that the user has before them."""
+        return frozenset(self._open)
+
+    def put(self, outcomes: Sequence[Outcome], open_before: frozenset[str]) -> set[str]:
         """Put what is new; the sessions for which an answer is being waited for.
+
+        Args:
+            outcomes: as they were read.
+            open_before: what the user had before them when the reading began.
 
         Raises:
             QuestionsPending: the user is to be asked by the call's result.
@@ -147,7 +158,7 @@ class _Questions:
         return {
             outcome.session_id
             for outcome in outcomes
-            if any(approval.approval_id in self._open for approval in outcome.pending_approvals)
+            if any(approval.approval_id in self._open | open_before for approval in outcome.pending_approvals)
         }
 
     async def _ask(self, elicitation: Elicitation, approval: PendingApproval) -> None:
