@@ -73,7 +73,10 @@ async def test_the_ledger_equals_what_the_api_used_through_resumes_forks_retries
             await go_on(registry, outcome.session_id, [{"text": "two"}])
             background = [bash("echo later", run_in_background=True), {"text": "three"}, {"text": "woken"}]
             await go_on(registry, outcome.session_id, background)
-            woken = await until(registry, outcome.session_id, lambda one: one.turn >= 3 and not one.state.is_busy)
+            # The agent may take a moment to wake from its task, so the turn before may be seen to rest.
+            woken = await until(
+                registry, outcome.session_id, lambda one: one.text.endswith("woken") and not one.state.is_busy
+            )
         async with open_house(tmp_path, **settings_of(api)) as registry:
             outcome = await go_on(registry, outcome.session_id, [{"text": "resumed"}])
             assert outcome.turn == woken.turn + 1
