@@ -19,6 +19,8 @@ MAX_DEPTH: Final = 64
 
 def cleaned(text: str) -> str:
     """The text with a replacement character for each that steers; carriage returns before newlines just go."""
+    if text.isascii() and text.isprintable():
+        return text
     return _STEERING.sub("\ufffd", text.replace("\r\n", "\n"))
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, select
 
-from server.budgets import Standing
+from server.budgets import Cap, Scope, Standing
 from server.models import (
     ApprovalRecord,
     ApprovalStatus,
@@ -22,7 +22,7 @@ from server.models import (
     SessionRecord,
     TurnRecord,
 )
-from server.store.budgets import session_standing
+from server.store.accounts import Account, account_id, look
 from server.store.ledger import cost_of, totals
 from server.store.room import Room, not_found, owned_session, record
 from server.store.tables import approvals, checkpoints, cost_totals, events, turns
@@ -102,11 +102,16 @@ def _portrait(
         session=session,
         turn=turn,
         cost=cost_of(connection.execute(_COST, key).one()),
-        standing=session_standing(connection, session_id),
+        standing=look(connection, _account(session)),
         latest=None if latest is None else record(Event, latest),
         pending=pending,
         checkpoints=taken,
     )
+
+
+def _account(session: SessionRecord) -> Account:
+    cap = Cap(nano_usd=session.budget_nano_usd, tokens=session.budget_tokens)
+    return Account(account_id(Scope.SESSION, session.id), Scope.SESSION, cap)
 
 
 def _turn(connection: Connection, session: SessionRecord, number: int) -> TurnRecord:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 from pydantic import BaseModel
-from sqlalchemy import Connection, Executable, Row, UpdateBase, select
+from sqlalchemy import Connection, Executable, Row, UpdateBase, bindparam, select
 
 from server.clock import Clock
 from server.errors import ErrorCode, RookeryError
@@ -17,6 +17,11 @@ from server.store.database import Database
 from server.store.tables import sessions
 
 R = TypeVar("R", bound=BaseModel)
+
+# Made once: putting a statement together costs more than running it.
+_SESSION: Final = select(sessions).where(sessions.c.id == bindparam("key"))
+_LOCKED_SESSION: Final = _SESSION.with_for_update()
+_OWNED_SESSION: Final = _SESSION.where(sessions.c.principal == bindparam("whose"))
 
 _log = structlog.get_logger(__name__)
 
@@ -82,8 +87,7 @@ def session_row(connection: Connection, session_id: str, *, lock: bool = False) 
     Raises:
         RookeryError: ``session_not_found``.
     """
-    query = select(sessions).where(sessions.c.id == session_id)
-    row = connection.execute(query.with_for_update() if lock else query).first()
+    row = connection.execute(_LOCKED_SESSION if lock else _SESSION, {"key": session_id}).first()
     if row is None:
         raise not_found()
     return record(SessionRecord, row)
@@ -95,9 +99,7 @@ def owned_session(connection: Connection, principal: str, session_id: str) -> Se
     Raises:
         RookeryError: ``session_not_found``.
     """
-    row = connection.execute(
-        select(sessions).where(sessions.c.id == session_id, sessions.c.principal == principal)
-    ).first()
+    row = connection.execute(_OWNED_SESSION, {"key": session_id, "whose": principal}).first()
     if row is None:
         raise not_found()
     return record(SessionRecord, row)
