@@ -164,8 +164,9 @@ class Daemon:
         return {"refusal": "the client wants something that this daemon does not know; update Rookery."}
 
     def _service(self, said: dict[str, Any], backend: BackgroundBackend) -> dict[str, Any]:
+        leaving = {"leaving": True, "version": VERSION}
         if self._leaving.is_set():
-            return {"leaving": True}
+            return leaving
         if self._connections > MAX_CONNECTIONS:
             return {"refusal": f"{MAX_CONNECTIONS} clients are connected already; close some."}
         theirs = {str(name): str(value) for name, value in dict(said.get("settings") or {}).items()}
@@ -175,7 +176,7 @@ class Daemon:
         others, agents = self._connections - 1, backend.activity.resident
         if not others and not agents:
             self._leave()
-            return {"leaving": True}
+            return leaving
         what = (
             f"is of version {VERSION} and this client of {said.get('rookery')}"
             if said.get("rookery") != VERSION

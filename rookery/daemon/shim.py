@@ -1,4 +1,4 @@
-"""``rookery connect``: what MCP clients start. It leads to the home's daemon and then only carries bytes.
+"""``rookery connect``: what MCP clients start. It leads to the home's daemon and then only carries lines.
 
 Standard library only, and little of it: a client waits for the first answer, and all else is loaded in the daemon
 already. Nothing that the client sends is passed on before the daemon agreed to serve it, so a daemon that is about to
@@ -12,12 +12,13 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from typing import Any, Final, NoReturn
 
+from rookery.daemon.carrying import SERVER_ERROR, Carrier, Unserved
 from rookery.daemon.hello import question, read_line, write_line
 from rookery.daemon.place import START_LOCK, Place
+from rookery.version import VERSION
 from server.home import home_of
 
 START_S: Final = 60.0
@@ -25,14 +26,8 @@ START_S: Final = 60.0
 
 RETRY_S: Final = 0.05
 
-_CHUNK: Final = 65_536
 _MAX_TOLD: Final = 2000
 _LARGEST_REQUEST: Final = 1 << 24
-_SERVER_ERROR: Final = -32_000
-
-
-class Unserved(Exception):  # noqa: N818 - it is what the client is told
-    """No daemon serves this client; the text says why and what to do."""
 
 
 def run_connect() -> None:
@@ -42,7 +37,9 @@ def run_connect() -> None:
         connection = find_daemon("serve")
     except (Unserved, OSError, ValueError) as error:
         _tell(f"Rookery's daemon does not serve this client: {error}")
-    _carry(connection)
+    Carrier(connection, lambda: find_daemon("serve")).run()
+    # The thread that listens to a daemon may be waiting for one that does not end.
+    os._exit(0)
 
 
 def find_daemon(want: str) -> socket.socket:
@@ -54,6 +51,7 @@ def find_daemon(want: str) -> socket.socket:
     """
     place = Place(home_of(os.environ))
     deadline = time.monotonic() + START_S
+    made_way = False
     try:
         while time.monotonic() < deadline:
             connection = place.connect()
@@ -66,6 +64,13 @@ def find_daemon(want: str) -> socket.socket:
             connection.close()
             if answer is not None and "refusal" in answer:
                 raise Unserved(str(answer["refusal"]))
+            other = (answer or {}).get("version", VERSION) != VERSION
+            if other and made_way:
+                raise Unserved(
+                    f"Rookery {(answer or {})['version']} is installed by now, and this client still runs {VERSION}. "
+                    "Restart the client."
+                )
+            made_way = made_way or other
             # It is about to leave, to make way for us or because nobody was there: another takes its place.
             time.sleep(RETRY_S)
     finally:
@@ -138,40 +143,6 @@ def _become_daemon(log: int, told: int) -> NoReturn:
         os._exit(1)
 
 
-def _carry(connection: socket.socket) -> NoReturn:
-    """Carry bytes both ways until one side has closed; then leave."""
-    threading.Thread(target=_carry_input, args=(connection,), daemon=True).start()
-    code = 0
-    try:
-        while chunk := connection.recv(_CHUNK):
-            _write_all(1, chunk)
-    except ConnectionResetError:
-        code = 1
-    except BrokenPipeError:
-        pass  # the client reads no more
-    # The other thread may be waiting for input that never comes.
-    os._exit(code if _input_ended.is_set() else 1)
-
-
-_input_ended: Final = threading.Event()
-
-
-def _carry_input(connection: socket.socket) -> None:
-    try:
-        while chunk := os.read(0, _CHUNK):
-            connection.sendall(chunk)
-    except OSError:
-        return  # the daemon is gone, which the other thread sees
-    _input_ended.set()
-    connection.shutdown(socket.SHUT_WR)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
 def _tell(message: str) -> NoReturn:
     """Answer the client's first request with why it is not served, and leave."""
     sys.stderr.write(f"{message}\n")
@@ -182,7 +153,8 @@ def _tell(message: str) -> NoReturn:
         except (ValueError, RecursionError):
             continue
         if isinstance(request, dict) and isinstance(request.get("id"), str | int):
-            answer = {"jsonrpc": "2.0", "id": request["id"], "error": {"code": _SERVER_ERROR, "message": message}}
-            _write_all(1, json.dumps(answer).encode() + b"\n")
+            answer = {"jsonrpc": "2.0", "id": request["id"], "error": {"code": SERVER_ERROR, "message": message}}
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
             break
     os._exit(1)

@@ -23,8 +23,17 @@ from typing import Any, Final
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
-from mcp_types import INVALID_REQUEST, PARSE_ERROR, JSONRPCNotification, jsonrpc_message_adapter
+from mcp_types import (
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    JSONRPCNotification,
+    JSONRPCRequest,
+    jsonrpc_message_adapter,
+)
 from pydantic import ValidationError
+
+from rookery.serving.underway import Underway
 
 MAX_MESSAGE_BYTES: Final = 16 << 20
 """Longest message: room for the longest prompt and system prompt in the worst JSON escaping, and for files beside."""
@@ -146,10 +155,10 @@ async def stdio_transport(
     """
     incoming, read_stream = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     write_stream, outgoing = anyio.create_memory_object_stream[SessionMessage](0)
-    writer, flushed = _Writer(wire.outgoing), anyio.Event()
+    writer, underway, flushed = _Writer(wire.outgoing), Underway(), anyio.Event()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_read, wire.incoming, incoming, writer, max_message)
-        tasks.start_soon(_write, outgoing, writer, answered, flushed)
+        tasks.start_soon(_read, wire.incoming, incoming, writer, underway, max_message)
+        tasks.start_soon(_write, outgoing, writer, underway, answered, flushed)
         yield read_stream, write_stream
         # The server closed its end, so the writer is done as soon as the last answer is out.
         with anyio.move_on_after(_FLUSH_S):
@@ -161,6 +170,7 @@ async def _read(
     descriptor: int,
     incoming: MemoryObjectSendStream[SessionMessage | Exception],
     writer: _Writer,
+    underway: Underway,
     max_message: int,
 ) -> None:
     framer = LineFramer(max_message)
@@ -170,15 +180,16 @@ async def _read(
             if first:
                 chunk, first = chunk.removeprefix(b"\xef\xbb\xbf"), False
             for line in framer.feed(chunk):
-                await _deliver(line, incoming, writer, max_message)
+                await _deliver(line, incoming, writer, underway, max_message)
         for line in framer.finish():
-            await _deliver(line, incoming, writer, max_message)
+            await _deliver(line, incoming, writer, underway, max_message)
 
 
 async def _deliver(
     line: bytes | TooLong,
     incoming: MemoryObjectSendStream[SessionMessage | Exception],
     writer: _Writer,
+    underway: Underway,
     max_message: int,
 ) -> None:
     if isinstance(line, TooLong):
@@ -203,6 +214,10 @@ async def _deliver(
         request_id = _id_of(TooLong(line[:_EDGE], line[-_EDGE:], len(line)))
         await writer.write_error(request_id, fault[0], f"invalid_argument: {fault[1]}")
         return
+    if not underway.admits(message):
+        assert isinstance(message, JSONRPCRequest)
+        await writer.write_error(message.id, INTERNAL_ERROR, "too many requests are under way; wait for some answers")
+        return
     try:
         await incoming.send(SessionMessage(message))
     except anyio.BrokenResourceError:
@@ -216,10 +231,15 @@ def _id_of(line: TooLong) -> Any:
 
 
 async def _write(
-    outgoing: MemoryObjectReceiveStream[SessionMessage], writer: _Writer, answered: anyio.Event, flushed: anyio.Event
+    outgoing: MemoryObjectReceiveStream[SessionMessage],
+    writer: _Writer,
+    underway: Underway,
+    answered: anyio.Event,
+    flushed: anyio.Event,
 ) -> None:
     async with outgoing:
         async for item in outgoing:
+            underway.hear(item.message)
             await writer.write(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
             answered.set()
     flushed.set()
