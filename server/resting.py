@@ -66,11 +66,15 @@ async def working_files(services: Services, session: SessionRecord) -> Workspace
     return files
 
 
-async def seal_files(session_id: str, files: WorkspaceFiles) -> None:
-    """Write down what the files are, for they are left alone now. Bounded; failures are logged."""
+async def seal_files(session_id: str, files: WorkspaceFiles, known_as: str | None = None) -> None:
+    """Write down what the files are, for they are left alone now. Bounded; failures are logged.
+
+    Args:
+        known_as: the tree that they are, where that is certain.
+    """
     try:
         with anyio.fail_after(SEAL_S):
-            await files.seal()
+            await files.seal(known_as)
     except (RookeryError, TimeoutError) as error:
         log.warning("workspace could not be sealed", session_id=session_id, error=str(error))
 

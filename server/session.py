@@ -99,6 +99,8 @@ class SessionActor:
         self._leaving: Leave | None = None
         self._gone = False
         self._known = 0
+        self._still: str | None = None
+        """The tree that the files are since a turn's end, as the agent is held still."""
         self._idle_since = anyio.current_time()
         self._begun = False
         self._heard = 0
@@ -215,9 +217,9 @@ class SessionActor:
         """Bring the sandbox and the agent up, and take the turn's checkpoint meanwhile."""
         sandbox = await self.placement.sandbox_of(self.session)
         self._meter.start()
-        files = self._services.files(self.session.id, sandbox)
-        await heal_workspace(self._services, self.session, files)
-        self._files = files
+        await heal_workspace(self._services, self.session, self._services.files(self.session.id, sandbox))
+        # Of their own, as what was certain of the files ends with the agent's start.
+        self._files = files = self._services.files(self.session.id, sandbox)
         self._snapshots.attach(files)
         self._authority.look_at(files)
         checkpointed = anyio.Event()
@@ -372,7 +374,7 @@ class SessionActor:
 
     async def _checkpoint_start(self) -> None:
         if self._turn is not None and not self._turn.resumed:
-            self._turn.record = await self._snapshots.start_of(self._turn.record)
+            self._turn.record = await self._snapshots.start_of(self._turn.record, still=self._still is not None)
 
     async def _begin(self) -> None:
         """Send the prompt of the turn that is open."""
@@ -397,6 +399,7 @@ class SessionActor:
 
     async def _ask(self, agent: Agent, turn: OpenTurn, prompt: str, notice: str | None = None) -> bool:
         """Send a prompt of the turn; whether the agent took it."""
+        self._release(agent)
         try:
             await agent.prompt(prompt, turn.message_id, notice=notice)
         except ClaudeSDKError as error:
@@ -409,6 +412,8 @@ class SessionActor:
         """The agent woke by itself: finish what is open and give the new turn a row of its own."""
         if self._turn is not None:
             await self._finish()
+        if self._agent is not None:
+            self._release(self._agent)
         now = self._services.clock.now()
         record = TurnRecord(
             session_id=self.session.id, number=0, origin=TurnOrigin.BACKGROUND, prompt="", started_at=now
@@ -515,7 +520,10 @@ class SessionActor:
         record = await ended_record(
             self._services, self.session, turn, self._tracker, upstream=upstream, denials=self._authority.denials
         )
+        held = await self._hold(turn)
         record = await self._snapshots.end_of(record)
+        if held:
+            self._still = self._snapshots.latest
         waits = record.stop_reason is StopReason.AWAITING_APPROVAL
         self.session = await write_end(
             self._services.store,
@@ -531,6 +539,19 @@ class SessionActor:
         if waits:
             self._leaving = self._leaving or Leave.HIBERNATE
         self._idle_since = anyio.current_time()
+
+    async def _hold(self, turn: OpenTurn) -> bool:
+        """Hold the agent still till its next prompt, where it is done and nothing else runs; whether that is so.
+
+        What the files are then stays certain without another look at them all.
+        """
+        if self._agent is None or turn.crash is not None or not self._tracker.at_rest:
+            return False
+        return await self._agent.hold()
+
+    def _release(self, agent: Agent) -> None:
+        self._still = None
+        agent.release()
 
     @property
     def _rest(self) -> SessionState:
@@ -590,7 +611,7 @@ class SessionActor:
                 if self._turn is not None:
                     await self._finish()
                 if self._files is not None:
-                    await seal_files(self.session.id, self._files)
+                    await seal_files(self.session.id, self._files, self._still)
                 freed: dict[str, Any] = {"resident": False, "owner": None}
                 if why is Leave.END and not self.session.state.is_terminal:
                     await store.move(self.session.id, SessionState.ENDED, ended_at=self._services.clock.now(), **freed)

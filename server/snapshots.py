@@ -36,14 +36,27 @@ class Snapshots:
         self._session = session
         self._files: WorkspaceFiles | None = None
         self._start: CheckpointRecord | None = None
+        self._last: Snapshot | None = None
+
+    @property
+    def latest(self) -> str | None:
+        """The tree that was taken last."""
+        return None if self._last is None else self._last.tree_hash
 
     def attach(self, files: WorkspaceFiles) -> None:
         """Whose state they keep."""
         self._files = files
 
-    async def start_of(self, turn: TurnRecord) -> TurnRecord:
-        """Checkpoint the start of a turn; the turn with its checkpoint."""
-        self._start = await self.take(CheckpointKind.TURN_START, turn.number)
+    async def start_of(self, turn: TurnRecord, *, still: bool = False) -> TurnRecord:
+        """Checkpoint the start of a turn; the turn with its checkpoint.
+
+        Args:
+            still: nothing has run in the sandbox since the last checkpoint, so that this one is of the same files.
+        """
+        if still and self._last is not None:
+            self._start = await self.record(CheckpointKind.TURN_START, turn.number, self._last)
+        else:
+            self._start = await self.take(CheckpointKind.TURN_START, turn.number)
         if self._start is None:
             return turn
         changed = turn.model_copy(update={"checkpoint_id": self._start.id})
@@ -68,7 +81,8 @@ class Snapshots:
         """Take a checkpoint now; None before there are files."""
         if self._files is None:
             return None
-        return await self.record(kind, turn, await self._files.take(), label)
+        self._last = await self._files.take()
+        return await self.record(kind, turn, self._last, label)
 
     async def record(self, kind: CheckpointKind, turn: int, snapshot: Snapshot, label: str = "") -> CheckpointRecord:
         """Write down a snapshot that was taken as a checkpoint of this moment."""

@@ -61,6 +61,11 @@ class TurnTracker:
         """Whether the turn's result came and nothing of it runs on."""
         return self.result is not None and not self.tasks
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether the turn has ended and the agent is not about to go on by itself."""
+        return self.ended and self.agent_state == "idle" and not self.owes_turn
+
     def feed(self, message: Message) -> list[Entry]:
         """Take a message; the events that it makes."""
         match message:

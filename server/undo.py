@@ -13,6 +13,7 @@ import anyio
 from server.checkpoints import Change, Snapshot, printable
 from server.checkpoints import Changes as TreeChanges
 from server.errors import ErrorCode, RookeryError
+from server.files import WorkspaceFiles
 from server.launching import open_sandbox
 from server.models import (
     NANO_USD,
@@ -50,7 +51,9 @@ class Undo:
         Raises:
             RookeryError: ``sandbox_lost``, ``storage_unavailable``.
         """
-        snapshot = await (await working_files(self._services, session)).take()
+        files = await working_files(self._services, session)
+        await self._seal(session, files)
+        snapshot = await files.take()
         return await Snapshots(self._services, session).record(CheckpointKind.MANUAL, session.turn, snapshot, label)
 
     async def find(self, session: SessionRecord, checkpoint_id: str) -> CheckpointRecord:
@@ -97,8 +100,8 @@ class Undo:
         services = self._services
         files = await working_files(self._services, session)
         if dry_run:
+            await self._seal(session, files)
             present = await files.take()
-            await seal_files(session.id, files)
             changes = await self._compare(present.tree_hash, checkpoint.tree)
             skipped = tuple(f"{printable(entry.path)} ({entry.reason})" for entry in present.skipped)
             return self._report(session, checkpoint, changes, conversation, skipped=skipped, undo=None)
@@ -113,12 +116,18 @@ class Undo:
             await services.store.update_session(session.id, pending_notice=joined(session.pending_notice, REWOUND))
 
         restored = await files.restore(checkpoint.tree, on_present=keep)
+        await seal_files(session.id, files)
         assert undo is not None
         changes = await self._compare(undo.tree, checkpoint.tree)
         await self._write_down(session, checkpoint, undo, changes, conversation)
         left = (*restored.kept, *restored.missing)
         skipped = tuple(f"{printable(entry.path)} ({entry.reason})" for entry in left)
         return self._report(session, checkpoint, changes, conversation, skipped=skipped, undo=undo.id)
+
+    async def _seal(self, session: SessionRecord, files: WorkspaceFiles) -> None:
+        """Seal the files of a session that sleeps: what is done with them next need not look at them all again."""
+        if not session.resident:
+            await seal_files(session.id, files)
 
     async def _compare(self, before: str, after: str) -> TreeChanges:
         return await self._services.checkpoints.compare(before, after, limit=MAX_SHOWN, lines=True)

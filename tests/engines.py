@@ -114,7 +114,7 @@ class PackedCheckpoints(Checkpoints):
         for engine in self._engines.values():
             await engine.close()
 
-    async def take(self, key: str, tree: Path) -> Snapshot:
+    async def take(self, key: str, tree: Path, *, known_as: str | None = None) -> Snapshot:
         return await self.files(key, tree).take()
 
     async def restore(

@@ -13,7 +13,15 @@ from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message, Sessi
 from server.agent.launch import LaunchOptions, arguments, environment, trace_variables
 from server.agent.permissions import PermissionGate
 from server.agent.transport import SandboxTransport
-from server.sandboxes.base import CONFIG_DIR, AgentProcess, LastingProcess, LastingSandbox, Outlet, Sandbox
+from server.sandboxes.base import (
+    CONFIG_DIR,
+    AgentProcess,
+    LastingProcess,
+    LastingSandbox,
+    Outlet,
+    Sandbox,
+    StillProcess,
+)
 from server.telemetry.spans import span
 
 log = structlog.get_logger(__name__)
@@ -166,6 +174,20 @@ class Agent:
     async def stop_task(self, task_id: str) -> bool:
         """Ask the agent to stop a background task; whether it took the request in time."""
         return await self._control(self._client.stop_task(task_id), "stop_task")
+
+    async def hold(self) -> bool:
+        """Stop its process between two turns, if nothing else runs in the sandbox; whether that is certain.
+
+        Until :meth:`release` nothing there changes; and if it is ended meanwhile, nothing of it runs once more.
+        """
+        process = self._transport.process
+        return isinstance(process, StillProcess) and await process.hold()
+
+    def release(self) -> None:
+        """Let its process go on."""
+        process = self._transport.process
+        if isinstance(process, StillProcess):
+            process.release()
 
     async def kill(self) -> None:
         """End the process tree at once. ``messages`` then raises."""

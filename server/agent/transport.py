@@ -18,7 +18,7 @@ from claude_agent_sdk import ClaudeSDKError, ProcessError, Transport
 
 from server.agent.launch import TRANSCRIPTS
 from server.agent.replay import Placed, answered_requests, initialised
-from server.sandboxes.base import CONFIG_DIR, AgentProcess, LastingProcess
+from server.sandboxes.base import CONFIG_DIR, AgentProcess, LastingProcess, StillProcess
 
 MAX_LINE_BYTES: Final = 32 << 20
 """Longest line accepted from the CLI. The Messages API takes requests of at most 32 MB, and one frame holds a part
@@ -233,14 +233,17 @@ class SandboxTransport(Transport):
             await self._process.close_input()
 
     async def close(self) -> None:
-        """EOF, a grace, then TERM and KILL to the process tree, and reap: every wait bounded (``terminate``)."""
+        """EOF, a grace, then TERM and KILL to the process tree, and reap: every wait bounded (``terminate``).
+
+        One that is held still is killed as it is.
+        """
         self._ending = True
         process = self._process
         if process is None:
             return
         with anyio.CancelScope(shield=True):
             try:
-                with anyio.move_on_after(EOF_GRACE_S):
+                with anyio.move_on_after(0 if isinstance(process, StillProcess) and process.held else EOF_GRACE_S):
                     await process.close_input()
                     await process.wait()
             finally:

@@ -86,11 +86,12 @@ class Checkpoints:
     async def _run(self, function: Callable[[Stop], T]) -> T:
         return await run_blocking(function, self._limiter)
 
-    async def take(self, key: str, tree: Path) -> Snapshot:
+    async def take(self, key: str, tree: Path, *, known_as: str | None = None) -> Snapshot:
         """Take a snapshot of ``tree``. Costs a look at each file's metadata, and reading what changed.
 
         Args:
             key: names the tree's index: the session's id.
+            known_as: as in :meth:`restore`.
 
         Raises:
             RookeryError: ``session_busy``: another process or task works on the same key, or the tree does not come
@@ -99,7 +100,8 @@ class Checkpoints:
 
         def work(stop: Stop) -> Snapshot:
             with self._keyed.locked(key):
-                return self._keyed.take(key, tree, stop)[0]
+                unchanged = self._keyed.unchanged(key, tree, known_as, stop)
+                return (unchanged or self._keyed.take(key, tree, stop))[0]
 
         return await self._run(work)
 
@@ -121,7 +123,7 @@ class Checkpoints:
         Args:
             owner: user and group id that restored files get; None: the server's own.
             known_as: the tree hash of the present state, if the caller knows that no process of the sandbox has run
-                since that snapshot (a hibernated session). It spares the look at every file.
+                since that snapshot (one that sleeps, or is held still). It spares the look at every file.
             on_present: awaited with the present state before anything changes: record it as the checkpoint to undo
                 with. What it raises ends the restore.
 

@@ -42,14 +42,8 @@ def prepare(keyed: KeyedTrees, key: str, tree: Path, known_as: str | None, stop:
     if journal is not None:
         if journal["staging"] != beside.name:
             remove_directory(tree / journal["staging"])
-    elif known_as is not None:
-        known = keyed.index(key)
-        found = tree.lstat()
-        if known is not None and (known.device, known.inode) == (found.st_dev, found.st_ino):
-            digest = known.root.digest
-            if digest.hex() == known_as:
-                keyed.saw(key, digest)
-                return keyed.snapshot(known.root, 0, stop), known
+    elif (unchanged := keyed.unchanged(key, tree, known_as, stop)) is not None:
+        return unchanged
     return keyed.take(key, tree, stop, save=False)
 
 

@@ -35,12 +35,10 @@ class HostFiles:
         self._root = root
         self._owner = owner
         self._known: str | None = None
-        """The tree that nobody had changed when work with the files began, if that is certain."""
-        self._fresh: str | None = None
-        """The tree that was just written, before anyone else could touch it."""
+        """The tree that the files are, where it is certain that nobody can have changed them."""
 
     async def take(self) -> Snapshot:
-        return await self._checkpoints.take(self._key, self._root)
+        return await self._checkpoints.take(self._key, self._root, known_as=self._known)
 
     async def restore(
         self,
@@ -49,20 +47,27 @@ class HostFiles:
         known_as: str | None = None,
         on_present: Callable[[Snapshot], Awaitable[None]] | None = None,
     ) -> Restored:
-        # Once: from now on it is another tree.
         known_as, self._known = known_as or self._known, None
-        return await self._checkpoints.restore(
+        deserted = known_as is not None or await self._is_deserted()
+        restored = await self._checkpoints.restore(
             self._key, self._root, tree_hash, owner=self._owner, known_as=known_as, on_present=on_present
         )
+        if restored.exact and deserted:
+            self._known = tree_hash
+        return restored
 
-    async def seal(self) -> None:
+    async def seal(self, known_as: str | None = None) -> None:
         # A directory of this host stays what it is; known to be the same, it need not be looked through for a rewind.
-        tree, self._fresh, self._known = self._fresh, None, None
-        if tree is None:
-            if not await anyio.to_thread.run_sync(is_deserted, self._root):
+        known = known_as or self._known
+        if known is None:
+            if not await self._is_deserted():
                 return
-            tree = (await self.take()).tree_hash
-        await self._checkpoints.mirror.seal(self._key, Seal(tree, token=""))
+            known = (await self.take()).tree_hash
+        await self._checkpoints.mirror.seal(self._key, Seal(known, token=""))
+        self._known = known
+
+    async def _is_deserted(self) -> bool:
+        return await anyio.to_thread.run_sync(is_deserted, self._root)
 
     async def intact(self) -> bool:
         seal = await self._checkpoints.mirror.sealed(self._key)
@@ -76,7 +81,7 @@ class HostFiles:
 
     async def materialise(self, tree_hash: str) -> int:
         written = await self._checkpoints.materialise(tree_hash, self._root, owner=self._owner, key=self._key)
-        self._fresh = tree_hash
+        self._known = tree_hash
         return written
 
     async def listing(self, parts: tuple[bytes, ...], depth: int, limit: int) -> Listing:
@@ -86,7 +91,7 @@ class HostFiles:
         return await anyio.to_thread.run_sync(read_part, self._root, parts, offset, limit)
 
     async def write(self, parts: tuple[bytes, ...], data: bytes) -> bool:
-        self._known = self._fresh = None
+        self._known = None
         await self._checkpoints.mirror.unseal(self._key)
         return await anyio.to_thread.run_sync(write_whole, self._root, parts, data, self._owner)
 

@@ -73,7 +73,7 @@ class RemoteFiles:
                 freed = _number(await dialogue.receive(), "freed")
         log.debug("store inside a sandbox was thinned out", session_id=self._key, freed=freed)
 
-    async def seal(self) -> None:
+    async def seal(self, known_as: str | None = None) -> None:
         if await self._mirror.sealed(self._key) is not None:
             return
         snapshot = await self.take()

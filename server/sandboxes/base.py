@@ -122,6 +122,28 @@ class AgentProcess(Protocol):
         ...
 
 
+@runtime_checkable
+class StillProcess(AgentProcess, Protocol):
+    """An agent's process that can be stopped and then goes on as if nothing had been."""
+
+    @property
+    def held(self) -> bool:
+        """Whether it is held still."""
+        ...
+
+    async def hold(self) -> bool:
+        """Stop it, if it is certain that no other process is in its sandbox; whether it is.
+
+        Until :meth:`release` nothing in the sandbox changes, unless the caller runs something else in it. It may be
+        ended as it is.
+        """
+        ...
+
+    def release(self) -> None:
+        """Let it go on. Idempotent."""
+        ...
+
+
 class LastingProcess(AgentProcess, Protocol):
     """An agent's process that lives on when its host dies (``Capabilities.survives_host``).
 

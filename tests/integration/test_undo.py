@@ -7,10 +7,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from server.checkpoints.scan import Scan
 from server.errors import ErrorCode, RookeryError
 from server.gateway.scripted import prompt_with
-from server.launching import open_sandbox
 from server.models import SessionState
 from server.registry import Registry
 from server.requests import ListRequest
@@ -165,51 +163,3 @@ async def test_the_same_fork_request_gives_the_same_forks_racing_repeated_and_ac
         assert await tree(other, answers[3][2]) == {"file": "one\nonce\n"}
         sessions = (await one.list(ME, ListRequest(limit=100))).sessions
         assert {session.session_id for session in sessions} == {first.session_id, *answers[3]}
-
-
-async def test_the_files_of_a_sleeping_session_are_rewound_without_a_look_at_all_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And never while anybody may have changed them since: its agent lives, or a file was written from outside."""
-    looks: list[bool] = []
-    whole = Scan.__init__
-
-    def counted(self: Scan, *args: object, **options: object) -> None:
-        looks.append(options.get("touched") is None)
-        whole(self, *args, **options)  # type: ignore[arg-type]
-
-    async with open_house(tmp_path, idle_s=0.1) as registry:
-        first = await run(registry, [bash("mkdir a; echo one > a/file; echo x > other"), {"text": "done"}])
-        session_id = first.session_id
-
-        async def asleep() -> None:
-            with anyio.fail_after(PATIENCE_S):
-                while (await registry.get(ME, session_id)).resident:
-                    await anyio.sleep(0.05)
-
-        second = await go_on(registry, session_id, [bash("echo two > a/file"), {"text": "done"}])
-        assert second.checkpoint_id is not None
-        await asleep()
-        monkeypatch.setattr(Scan, "__init__", counted)
-        report = await registry.rewind(ME, session_id, second.checkpoint_id, dry_run=False, conversation=False)
-        assert looks == [False], "only what was changed back is read"
-        assert await tree(registry, session_id) == {"a/file": "one\n", "other": "x\n"}
-        assert report.undo_checkpoint_id is not None
-        await registry.rewind(ME, session_id, report.undo_checkpoint_id, dry_run=False, conversation=False)
-        assert await tree(registry, session_id) == {"a/file": "two\n", "other": "x\n"}
-        await go_on(registry, session_id, [bash("echo three > other"), {"text": "done"}])
-        await asleep()
-        await registry.write_file(ME, session_id, "a/file", b"written\n")
-        looks.clear()
-        kept = await registry.rewind(ME, session_id, second.checkpoint_id, dry_run=False, conversation=False)
-        assert looks[0], "somebody wrote since it fell asleep"
-        assert kept.undo_checkpoint_id is not None
-        await registry.rewind(ME, session_id, kept.undo_checkpoint_id, dry_run=False, conversation=False)
-        assert await tree(registry, session_id) == {"a/file": "written\n", "other": "three\n"}
-    async with open_house(tmp_path) as registry:
-        await go_on(registry, session_id, [bash("echo live > other"), {"text": "done"}])
-        files = registry._services.files(
-            session_id, await open_sandbox(registry._services, await registry._services.store.session(ME, session_id))
-        )
-        await files.seal()
-        assert await registry._services.checkpoints.mirror.sealed(session_id) is None, "its agent lives"

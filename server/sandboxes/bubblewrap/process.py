@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio
+import anyio.to_thread
 import structlog
 
 from server.sandboxes.bubblewrap.disk import CHECK_INTERVAL_S, DiskWatch
+from server.sandboxes.bubblewrap.stillness import Stillness
 
 _log = structlog.get_logger(__name__)
 
@@ -79,6 +81,7 @@ class SandboxProcess:
         self._monitor = monitor
         self._monitor_descriptor = monitor_descriptor
         self._init = init
+        self._stillness = Stillness(init.pid, init.descriptor)
         self._streams = streams
         self._released = released
         self._disk = disk
@@ -167,15 +170,32 @@ class SandboxProcess:
         assert code is not None, "an ended process has a status"
         return code
 
+    @property
+    def held(self) -> bool:
+        """Whether it is held still."""
+        return self._stillness.held
+
+    async def hold(self) -> bool:
+        """Hold it still; see :meth:`server.sandboxes.base.StillProcess.hold`."""
+        async with self._ending:
+            return not self._closed and await anyio.to_thread.run_sync(self._stillness.hold)
+
+    def release(self) -> None:
+        """Let it go on."""
+        self._stillness.release()
+
     async def terminate(self) -> None:
-        """End it with its whole process tree: TERM to the group, KILL after a grace, reap. Bounded, idempotent."""
+        """End it with its whole process tree: TERM to the group, KILL after a grace, reap. Bounded, idempotent.
+
+        One that is held still is killed at once: nothing of it runs once more.
+        """
         with anyio.CancelScope(shield=True):
             async with self._ending:
                 if not self._closed:
                     await self._end()
 
     async def _end(self) -> None:
-        if not self._exited.is_set():
+        if not self._exited.is_set() and not self.held:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._init.pid, signal.SIGTERM)
             with anyio.move_on_after(_TERM_GRACE_S):
@@ -237,6 +257,7 @@ class SandboxProcess:
 
     def _close(self) -> None:
         self._closed = True
+        self._stillness.release()
         with contextlib.suppress(ChildProcessError):
             # When bubblewrap ended first, somebody inherited the namespace's first process: we, if the server is the
             # first process of a container.
