@@ -20,11 +20,12 @@ from server.egress import EgressOutlet
 from server.errors import RookeryError
 from server.gateway import Grant
 from server.hooks import PostToolUse
-from server.models import SessionRecord
+from server.models import EventKind, SessionRecord
 from server.policy_book import turns_of
 from server.sandboxes.base import LastingProcess, LastingSandbox, Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
 from server.settings import Settings
+from server.snapshots import named
 from server.workspaces import fill
 
 STOP_TIMEOUT_S: Final = 20.0
@@ -240,7 +241,10 @@ async def adopt_sandbox(services: Services, session: SessionRecord, sandbox: San
         RookeryError: ``storage_unavailable``, what filling the workspace raises.
     """
     if session.workspace is not None:
-        await fill(services, sandbox, session.workspace)
+        skipped = await fill(services, sandbox, session.workspace)
+        if skipped:
+            text = f"{len(skipped)} entries of the directory were not copied into the workspace: {named(skipped)}"
+            await services.store.append_events(session.id, session.turn, [(EventKind.NOTICE, {"text": text})])
     reference = dict(sandbox.reference)
     if session.sandbox != reference:
         await services.store.update_session(session.id, sandbox=reference)

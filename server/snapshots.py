@@ -6,9 +6,10 @@ transcript. The engine for trees is :mod:`server.checkpoints`; this module knows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from server.checkpoints import Snapshot, printable
+from server.checkpoints import Skipped, Snapshot, printable
 from server.errors import ErrorCode, RookeryError
 from server.files import WorkspaceFiles
 from server.models import CheckpointKind, CheckpointRecord, EventKind, SessionRecord, TurnRecord
@@ -17,6 +18,8 @@ from server.services import Services
 MAX_CHANGED_FILES: Final = 200
 """Names of changed files in an outcome; the rest is counted in one last line."""
 
+MAX_NAMED: Final = 10
+"""Most names of what was left out in one notice."""
 
 MAX_NOTICE: Final = 4_000
 """Longest notice to an agent, in characters; the latest part is kept."""
@@ -103,8 +106,7 @@ class Snapshots:
         )
         await services.store.add_checkpoint(record)
         if snapshot.skipped:
-            names = ", ".join(f"{printable(skipped.path)} ({skipped.reason})" for skipped in snapshot.skipped[:10])
-            text = f"{len(snapshot.skipped)} entries are not in the checkpoint: {names}"
+            text = f"{len(snapshot.skipped)} entries are not in the checkpoint: {named(snapshot.skipped)}"
             notice = (EventKind.NOTICE, {"text": text, "checkpoint_id": record.id})
             await services.store.append_events(self._session.id, turn, [notice])
         return record
@@ -137,6 +139,12 @@ async def heal_workspace(services: Services, session: SessionRecord, files: Work
     await files.restore(pending.tree_hash)
     data = {"text": "A rewind that a crash had interrupted was finished."}
     await services.store.append_events(session.id, session.turn, [(EventKind.REWIND, data)])
+
+
+def named(skipped: Sequence[Skipped]) -> str:
+    """The first of what was left out, and why."""
+    names = [f"{printable(entry.path)} ({entry.reason})" for entry in skipped[:MAX_NAMED]]
+    return ", ".join([*names, "…"] if len(skipped) > MAX_NAMED else names)
 
 
 def joined(known: str | None, notice: str) -> str:

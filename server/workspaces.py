@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 
 import anyio.to_thread
 
+from server.checkpoints import Skipped, SkipReason
 from server.checkpoints.work import FULL, explained
 from server.cloning import Repository, clone
 from server.errors import ErrorCode, RookeryError
@@ -67,8 +68,11 @@ def _check_inline(files: Mapping[str, str]) -> None:
         raise _invalid("files names the same path as a file and as a directory")
 
 
-async def fill(services: Services, sandbox: Sandbox, source: Mapping[str, Any]) -> None:
+async def fill(services: Services, sandbox: Sandbox, source: Mapping[str, Any]) -> tuple[Skipped, ...]:
     """Fill a new sandbox's workspace.
+
+    Returns:
+        What the source holds and the workspace cannot: pipes, sockets, devices.
 
     Raises:
         RookeryError: ``invalid_argument`` (a source that is gone or too large), what ``unpack`` and
@@ -76,10 +80,10 @@ async def fill(services: Services, sandbox: Sandbox, source: Mapping[str, Any]) 
     """
     if "git" in source:
         await clone(services, sandbox, source)
-        return
+        return ()
     with tempfile.TemporaryFile() as archive:
         try:
-            await anyio.to_thread.run_sync(_pack, archive, source, services.settings)
+            skipped = await anyio.to_thread.run_sync(_pack, archive, source, services.settings)
         except OSError as error:
             if error.errno in FULL:
                 raise explained(error) from error
@@ -90,6 +94,7 @@ async def fill(services: Services, sandbox: Sandbox, source: Mapping[str, Any]) 
             ) from error
         archive.seek(0)
         await sandbox.unpack(_chunks(archive))
+    return tuple(skipped)
 
 
 async def _chunks(archive: IO[bytes]) -> AsyncIterator[bytes]:
@@ -97,7 +102,8 @@ async def _chunks(archive: IO[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _pack(archive: IO[bytes], source: Mapping[str, Any], settings: Settings) -> None:
+def _pack(archive: IO[bytes], source: Mapping[str, Any], settings: Settings) -> list[Skipped]:
+    skipped: list[Skipped] = []
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
         if "files" in source:
             for name, content in source["files"].items():
@@ -106,10 +112,11 @@ def _pack(archive: IO[bytes], source: Mapping[str, Any], settings: Settings) -> 
                 entry.size, entry.mode = len(data), 0o644
                 tar.addfile(entry, io.BytesIO(data))
         if "path" in source:
-            _pack_directory(tar, _host_directory(source["path"], settings), settings.disk_mb << 20)
+            _pack_directory(tar, _host_directory(source["path"], settings), settings.disk_mb << 20, skipped)
+    return skipped
 
 
-def _pack_directory(tar: tarfile.TarFile, root: Path, limit: int) -> None:
+def _pack_directory(tar: tarfile.TarFile, root: Path, limit: int, skipped: list[Skipped]) -> None:
     count = size = 0
     for directory, names, files, descriptor in os.fwalk(root, follow_symlinks=False):
         below = Path(directory).relative_to(root)
@@ -133,12 +140,15 @@ def _pack_directory(tar: tarfile.TarFile, root: Path, limit: int) -> None:
                     # Looked at again now that it is open: it may be another one, or longer.
                     status = os.fstat(opened)
                     if not stat.S_ISREG(status.st_mode):
+                        skipped.append(Skipped(entry.name, SkipReason.BUSY))
                         continue
                     entry.size = status.st_size
                     size += status.st_size
                     if size > limit:
                         raise _too_large(limit)
                     tar.addfile(entry, file)
+            else:
+                skipped.append(Skipped(entry.name, SkipReason.of(status.st_mode)))
 
 
 def _host_directory(path: str, settings: Settings) -> Path:

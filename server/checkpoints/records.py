@@ -6,6 +6,7 @@ file name of a POSIX system comes through exactly; :func:`printable` makes one s
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -31,6 +32,13 @@ class SkipReason(StrEnum):
     OTHER_FILESYSTEM = "other_filesystem"
     BUSY = "busy"
     """It changed its kind under the reading, or a process holds a lease on it."""
+
+    @classmethod
+    def of(cls, mode: int) -> SkipReason:
+        """Why what is neither a file, a directory nor a link is left out."""
+        if stat.S_ISFIFO(mode):
+            return cls.FIFO
+        return cls.SOCKET if stat.S_ISSOCK(mode) else cls.DEVICE
 
     @property
     def holds_content(self) -> bool:

@@ -273,13 +273,7 @@ class Scan:
             target = os.fsencode(os.readlink(name, dir_fd=fd))
             entry = Entry(SYMLINK, raw, 0o777, 0, len(target), 1, 0, target)
             return entry, _row_of(state, True)
-        if stat.S_ISFIFO(mode):
-            return _skipped(raw, SkipReason.FIFO, state)
-        if stat.S_ISSOCK(mode):
-            return _skipped(raw, SkipReason.SOCKET, state)
-        if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
-            return _skipped(raw, SkipReason.DEVICE, state)
-        return None
+        return None if stat.S_ISDIR(mode) else _skipped(raw, SkipReason.of(mode), state)
 
     def _finish(self, frame: _Frame) -> Node:
         """Make the node of a directory whose sub-directories are all read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,22 @@ async def test_a_session_remembers_its_conversation_and_keeps_its_files(tmp_path
         assert second.turn == 2
         assert "the word is marmalade" in second.text
         assert second.changed_files == ()
+
+
+async def test_what_a_copied_directory_holds_and_a_workspace_cannot_is_named_in_the_log(tmp_path: Path) -> None:
+    """F08: a pipe is left out, which the owner of the directory gets to know."""
+    source, home = tmp_path / "source", tmp_path / "home"
+    source.mkdir()
+    home.mkdir()
+    home.chmod(0o755)
+    (source / "file").write_text("kept")
+    os.mkfifo(source / "pipe")
+    async with open_house(home, workspace_roots=(source,)) as registry:
+        outcome = await run(registry, [{"text": "done"}], workspace={"path": str(source)})
+        notices = [event for event in await events(registry, outcome.session_id) if event.kind is EventKind.NOTICE]
+        assert ["pipe (fifo)" in event.data["text"] for event in notices] == [True]
+        listing = await registry.list_files(ME, outcome.session_id, depth=1)
+        assert [entry.path for entry in listing.entries] == ["file"]
 
 
 @pytest.mark.parametrize("prompt", ["/help me", "-p --dangerous", "@/etc/passwd", "--resume=x", "!ls"])

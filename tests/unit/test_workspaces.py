@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from server import workspaces
+from server.checkpoints import Skipped, SkipReason
 from server.errors import ErrorCode, RookeryError
 from server.settings import Settings
 from tests.house import settings_for
@@ -57,10 +58,10 @@ def test_a_host_directory_is_copied_from_below_the_roots_only(tmp_path: Path) ->
     assert "ROOKERY_WORKSPACE_ROOTS" in refusal({"path": str(root)}, settings_for(tmp_path))
 
 
-def packed(root: Path, limit: int) -> dict[str, tarfile.TarInfo]:
+def packed(root: Path, limit: int, skipped: list[Skipped] | None = None) -> dict[str, tarfile.TarInfo]:
     archive = BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        workspaces._pack_directory(tar, root, limit)
+        workspaces._pack_directory(tar, root, limit, [] if skipped is None else skipped)
     archive.seek(0)
     return {entry.name: entry for entry in tarfile.open(fileobj=archive).getmembers()}
 
@@ -74,9 +75,12 @@ def test_a_copied_directory_is_bounded_keeps_links_as_links_and_opens_no_special
     secret.write_text("secret")
     (root / "link").symlink_to(secret)
     (root / "file").write_text("x" * 100)
-    os.mkfifo(root / "fifo")
-    found = packed(root, 1 << 20)
-    assert sorted(found) == ["file", "link"]
+    (root / "below").mkdir()
+    os.mkfifo(root / "below" / "fifo")
+    skipped: list[Skipped] = []
+    found = packed(root, 1 << 20, skipped)
+    assert sorted(found) == ["below", "file", "link"]
+    assert skipped == [Skipped("below/fifo", SkipReason.FIFO)]
     assert (found["link"].issym(), found["link"].linkname, found["link"].size) == (True, str(secret), 0)
     with (root / "sparse").open("wb") as file:
         file.truncate(10 << 40)
