@@ -16,6 +16,7 @@ from server.errors import RookeryError
 from server.models import Outcome
 from server.registry import Registry
 from tests.house import ME, open_house, say, settled, spawn
+from tests.workload import cut_off
 
 ANSWER_S: Final = 90.0
 _FORKS: Final = multiprocessing.get_context("forkserver")
@@ -40,6 +41,7 @@ class RemoteHouse:
 
         Raises:
             AssertionError: no answer came in time.
+            EOFError: it died of the call.
         """
         self._connection.send((call, arguments))
         assert self._connection.poll(ANSWER_S), f"no answer to {call}"
@@ -70,6 +72,14 @@ async def _fork(registry: Registry, session_id: str) -> str:
     return fork
 
 
+async def _forks(registry: Registry, session_id: str, prompt: str, count: int, request_id: str) -> list[str]:
+    return await registry.fork(ME, session_id, prompt=prompt, checkpoint_id=None, count=count, request_id=request_id)
+
+
+async def _cut_off(_: Registry, phase: str, at: int, how: str) -> None:
+    cut_off(phase, at, how)
+
+
 async def _rewind(registry: Registry, session_id: str, checkpoint_id: str, conversation: bool) -> None:
     await registry.rewind(ME, session_id, checkpoint_id, dry_run=False, conversation=conversation)
 
@@ -94,6 +104,8 @@ CALLS: Final[dict[str, Callable[..., Awaitable[Any]]]] = {
     "spawn": _begin,
     "continue": _go_on,
     "fork": _fork,
+    "forks": _forks,
+    "cut off": _cut_off,
     "rewind": _rewind,
     "interrupt": _interrupt,
     "end": _end,

@@ -95,22 +95,27 @@ def tell(kind: str, **data: Any) -> None:
 
 def cut_off_in(phase: str, chance: random.Random) -> None:
     """Have this process killed in or shortly after a phase: on the way in, in the midst, or on the way out."""
+    at, how = chance.randint(1, 4), chance.choice(("before", "amidst", "after"))
+    cut_off(phase, at, how, lambda: chance.uniform(0, MAX_DELAY_S))
+
+
+def cut_off(phase: str, at: int, how: str, delay_s: Callable[[], float] = lambda: 0.0) -> None:
+    """Have this process killed in a phase when it comes for the ``at``-th time: ``before``, ``amidst`` or ``after``."""
     owner, name = PHASES[phase]
     inner: Callable[..., Awaitable[Any]] = getattr(owner, name)
-    countdown = chance.randint(1, 4)
-    how = chance.choice(("before", "amidst", "after"))
+    countdown = at
 
     @functools.wraps(inner)
     async def cut(*args: Any, **kwargs: Any) -> Any:
         nonlocal countdown
         countdown -= 1
-        if countdown == 0 and how == "before":
+        now = countdown == 0
+        if now and how == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        if countdown == 0 and how == "amidst":
-            delay = chance.uniform(0, MAX_DELAY_S)
-            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if now and how == "amidst":
+            threading.Timer(delay_s(), os.kill, (os.getpid(), signal.SIGKILL)).start()
         result = await inner(*args, **kwargs)
-        if countdown == 0 and how == "after":
+        if now and how == "after":
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 

@@ -7,15 +7,19 @@ import signal
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from server.clock import SYSTEM_CLOCK
 from server.errors import ErrorCode, RookeryError
+from server.gateway.scripted import prompt_with
 from server.leases import Leases
 from server.models import EventKind, SessionState, StopReason
+from server.requests import ListRequest
 from server.sandboxes.base import SandboxSpec
 from tests.crashes import Promises, crash_and_check, kill_one, temporary_directory
 from tests.house import ME, bash, go_on, open_house, run, say, seen, settled, spawn
+from tests.remote import RemoteHouse
 from tests.workload import PHASES
 
 SAMPLE = ("turn begun", "approval waits", "fork filled", "restore", "turn ended", "-")
@@ -111,6 +115,41 @@ async def abandon(registry: object, session_id: str) -> None:
         # A session that somebody in this process is just at is left to the next round.
         while not await registry.janitor.reconcile():  # type: ignore[attr-defined]
             await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize(("phase", "how"), [("fork filled", "after"), ("turn begun", "after")])
+async def test_forks_of_one_request_that_a_crash_cut_off_are_as_many_as_were_asked_for_when_it_comes_again(
+    tmp_path: Path, phase: str, how: str
+) -> None:
+    """The server dies over the second of three: when that is filled but not yet a session, or has begun its turn."""
+    home = tmp_path / "home"
+    tmp_path.chmod(0o755)
+    prompt = prompt_with([bash("echo once >> file"), {"text": "forked"}])
+    house = RemoteHouse(home)
+    try:
+        original = await anyio.to_thread.run_sync(house.ask, "spawn", [bash("echo one > file"), {"text": "done"}])
+        await anyio.to_thread.run_sync(house.ask, "settled", original)
+        await anyio.to_thread.run_sync(house.ask, "cut off", phase, 2, how)
+        with pytest.raises(EOFError):
+            await anyio.to_thread.run_sync(house.ask, "forks", original, prompt, 3, "the-same")
+    finally:
+        house.kill()
+    async with open_house(home) as registry:
+        answers = [
+            await registry.fork(ME, original, prompt=prompt, checkpoint_id=None, count=3, request_id="the-same")
+            for _ in range(2)
+        ]
+        assert answers[0] == answers[1]
+        sessions = (await registry.list(ME, ListRequest(limit=100))).sessions
+        assert sorted(session.session_id for session in sessions) == sorted({original, *answers[0]})
+        assert len(sessions) == 4
+        for fork in answers[0]:
+            outcome = await settled(registry, fork)
+            # The first turns may have been cut off with the server; none was begun twice.
+            assert outcome.turn == 1
+            if outcome.stop_reason is not StopReason.INTERRUPTED:
+                assert (outcome.text, outcome.changed_files) == ("forked", ("file",))
+        assert (await settled(registry, answers[0][2])).stop_reason is StopReason.END_TURN
 
 
 async def test_the_run_directory_of_a_dead_server_is_removed_and_nothing_else(tmp_path: Path) -> None:
