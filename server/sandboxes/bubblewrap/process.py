@@ -178,10 +178,16 @@ class SandboxProcess:
     async def hold(self) -> bool:
         """Hold it still; see :meth:`server.sandboxes.base.StillProcess.hold`."""
         async with self._ending:
-            return not self._closed and await anyio.to_thread.run_sync(self._stillness.hold)
+            if self._closed or not await anyio.to_thread.run_sync(self._stillness.hold):
+                return False
+            assert self._stillness.agent is not None
+            self._loop.add_reader(self._stillness.agent, self.release)
+            return True
 
     def release(self) -> None:
         """Let it go on."""
+        if self._stillness.agent is not None:
+            self._loop.remove_reader(self._stillness.agent)
         self._stillness.release()
 
     async def terminate(self) -> None:
@@ -257,7 +263,7 @@ class SandboxProcess:
 
     def _close(self) -> None:
         self._closed = True
-        self._stillness.release()
+        self.release()
         with contextlib.suppress(ChildProcessError):
             # When bubblewrap ended first, somebody inherited the namespace's first process: we, if the server is the
             # first process of a container.

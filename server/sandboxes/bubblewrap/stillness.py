@@ -41,6 +41,11 @@ class Stillness:
         """Whether everything is stopped."""
         return self._agent is not None
 
+    @property
+    def agent(self) -> int | None:
+        """A pidfd of the agent while it is held: readable if somebody killed it, which the first process cannot see."""
+        return self._agent
+
     def hold(self) -> bool:
         """Stop everything, if there is nothing but one process below the first; whether that is certain.
 

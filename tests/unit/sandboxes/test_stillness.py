@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -64,6 +65,16 @@ async def test_an_agent_that_is_held_is_ended_without_another_word(sandbox: Bubb
     assert agent.returncode is not None
     assert sizes(sandbox) == before
     assert not await agent.hold(), "nothing is there to be held"
+
+
+async def test_the_end_of_an_agent_that_is_killed_while_it_is_held_is_heard_of(sandbox: BubblewrapSandbox) -> None:
+    agent = await sandbox.start_agent(["python3", "-c", BUSY], {})
+    await grows(sandbox)
+    assert await agent.hold()
+    assert agent._stillness.agent is not None
+    signal.pidfd_send_signal(agent._stillness.agent, signal.SIGKILL)
+    with anyio.fail_after(PATIENCE_S):
+        assert await agent.wait() == -signal.SIGKILL
 
 
 async def test_an_agent_is_not_held_while_anything_else_runs_in_its_sandbox(sandbox: BubblewrapSandbox) -> None:
