@@ -1,7 +1,7 @@
-"""How long ``decide`` takes for typical shell commands, with 200 rules and 4 layers. Prints the median; target 1 ms.
+"""How long ``decide`` takes for typical shell commands, with 4 layers of 200 rules each, and of 200 in all.
 
-Every command is new to the engine, so nothing is answered from its cache of parsed commands. Run it with
-``python benchmarks/policy.py``.
+The target is a median of 1 ms for each. Every command is new to the engine, so nothing is answered from its cache of
+parsed commands. Run it with ``python benchmarks/policy.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Final
 from policies import Facts, Policy, ToolRequest, combine, decide, parse_policy
 
 TARGET_MS: Final = 1.0
-RULES_PER_LAYER: Final = 200
+RULES: Final = 200
+LAYERS: Final = ("organisation", "profile", "parent", "session")
 ROUNDS: Final = 40
 
 COMMANDS: Final = (
@@ -33,10 +34,10 @@ COMMANDS: Final = (
 )
 
 
-def layer_text(seed: int) -> str:
+def layer_text(seed: int, rules: int) -> str:
     """A policy with as many rules as asked, of every kind."""
     lines = ["version: 1", "rules:"]
-    for number in range(RULES_PER_LAYER - 1):
+    for number in range(rules - 1):
         name = f"r{seed}-{number}"
         kind = number % 5
         if kind == 0:
@@ -55,21 +56,18 @@ def layer_text(seed: int) -> str:
     return "\n".join(lines)
 
 
-def policy() -> Policy:
-    """Four layers of 200 rules each."""
-    names = ("organisation", "profile", "parent", "session")
-    organisation, profile, parent, session = (
-        parse_policy(layer_text(seed), name=name) for seed, name in enumerate(names)
-    )
-    return combine(organisation=organisation, profile=profile, parent=parent, session=session)
+def policy(rules_per_layer: int) -> Policy:
+    """Four layers of so many rules each."""
+    layers = {name: parse_policy(layer_text(seed, rules_per_layer), name=name) for seed, name in enumerate(LAYERS)}
+    return combine(**layers)
 
 
-def measure(given: Policy) -> list[float]:
-    """Milliseconds of each decision."""
+def measure(given: Policy, first: int) -> list[float]:
+    """Milliseconds of each decision; the commands are numbered from ``first`` on."""
     facts = Facts()
     decide(ToolRequest("Bash", {"command": "true"}), given, facts)
     times = []
-    for number in range(ROUNDS):
+    for number in range(first, first + ROUNDS):
         for command in COMMANDS:
             request = ToolRequest("Bash", {"command": command.replace("{n}", str(number + 1))})
             start = time.perf_counter()
@@ -79,15 +77,18 @@ def measure(given: Policy) -> list[float]:
 
 
 def main() -> int:
-    given = policy()
-    times = sorted(measure(given))
-    median = statistics.median(times)
-    rules = sum(len(layer.rules) for layer in given.layers)
-    print(
-        f"decide: median {median:.3f} ms, p95 {times[int(len(times) * 0.95)]:.3f} ms, worst {times[-1]:.3f} ms "
-        f"({len(times)} shell commands, {rules} rules in {len(given.layers)} layers; target {TARGET_MS} ms)"
-    )
-    return 0 if median <= TARGET_MS else 1
+    reached = True
+    for place, rules_per_layer in enumerate((RULES, RULES // len(LAYERS))):
+        given = policy(rules_per_layer)
+        times = sorted(measure(given, place * ROUNDS))
+        median = statistics.median(times)
+        rules = sum(len(layer.rules) for layer in given.layers)
+        print(
+            f"decide: median {median:.3f} ms, p95 {times[int(len(times) * 0.95)]:.3f} ms, worst {times[-1]:.3f} ms "
+            f"({len(times)} shell commands, {rules} rules in {len(given.layers)} layers; target {TARGET_MS} ms)"
+        )
+        reached = reached and median <= TARGET_MS
+    return 0 if reached else 1
 
 
 if __name__ == "__main__":

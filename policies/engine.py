@@ -138,13 +138,13 @@ def _matcher(layer: Layer, request: ToolRequest, facts: Facts) -> Matcher:
 
 def _outranks(verdict: PartVerdict, effect: Effect, other: PartVerdict, strictest: Effect) -> bool:
     """Whether a verdict is stricter, or as strict and says more: a rule, then a built-in check, then the default."""
-
-    def weight(one: PartVerdict) -> int:
-        return 2 if one.rule is not None else 1 if one.builtin is not None else 0
-
     if effect is not strictest:
         return effect.strictness > strictest.strictness
-    return effect is not Effect.ALLOW and weight(verdict) > weight(other)
+    return effect is not Effect.ALLOW and _weight(verdict) > _weight(other)
+
+
+def _weight(verdict: PartVerdict) -> int:
+    return 2 if verdict.rule is not None else 1 if verdict.builtin is not None else 0
 
 
 def _known(policy: Policy) -> str:

@@ -17,17 +17,15 @@ Patterns compile to regular expressions with atomic groups, so matching takes ti
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from policies.paths import folded
-
 MAX_PATTERN: Final = 512
 MAX_COMPONENTS: Final = 64
-_HOME: Final = "~"
-_WORKSPACE: Final = "workspace"
+HOME: Final = "~"
+WORKSPACE: Final = "workspace"
 
 
 class PatternError(ValueError):
@@ -65,7 +63,7 @@ def parse_pattern(text: str) -> PathPattern:
         if character in text:
             raise PatternError(f"the path pattern {text!r} holds {character}", remedy)
     head, *tail = text.split("/")
-    if head not in ("", _HOME, _WORKSPACE, "**"):
+    if head not in ("", HOME, WORKSPACE, "**"):
         raise PatternError(
             f"the path pattern {text!r} has no anchor",
             f"write workspace/{text.removeprefix('./')} (in the workspace) or **/{text.removeprefix('./')} "
@@ -147,7 +145,7 @@ def component_expression(component: str) -> str:
     return f"{''.join(pieces[0])}{middle}[^/]*{''.join(pieces[-1])}"
 
 
-def _expression(root: str, components: Sequence[str], *, below: bool) -> str:
+def path_expression(root: str, components: Sequence[str], *, below: bool) -> str:
     """The expression of a whole pattern under an absolute root (``""`` for the root directory itself)."""
     runs: list[list[str]] = [[]]
     for component in components:
@@ -168,103 +166,6 @@ def _expression(root: str, components: Sequence[str], *, below: bool) -> str:
     return text + ("(?:/.*)?" if below and components[-1:] != ["**"] else "")
 
 
-@dataclass(frozen=True)
-class CompiledPaths:
-    """Several patterns under one workspace and home.
-
-    Denials compare folded (without case, compatibility-normalised) and reach everything below a match; allows are
-    exact.
-    """
-
-    allowing: re.Pattern[str]
-    literals: frozenset[str]
-    """Folded paths that denials name without any wildcard: looked up, not searched for."""
-    denying: re.Pattern[str]
-    """All other denials."""
-    ancestors: re.Pattern[str] = field(repr=False)
-    """Directories that a pattern goes through by name: moving one away moves what it guards."""
-    rooted: tuple[tuple[str, ...], ...] = field(repr=False)
-    """Every pattern as folded components from the root, for comparisons of pattern with pattern."""
-
-    def allows(self, path: str) -> bool:
-        """Whether an allow with these patterns covers a normalised path."""
-        return self.allowing.fullmatch(path) is not None
-
-    def denies(self, form: str) -> bool:
-        """Whether a denial with these patterns reaches a folded path."""
-        end = len(form) if self.literals else 0
-        while end > 0:
-            if form[:end] in self.literals:
-                return True
-            end = form.rfind("/", 0, end)
-        return self.denying.fullmatch(form) is not None
-
-    def guards(self, form: str) -> bool:
-        """Whether a folded directory lies on the named way to something denied."""
-        return self.ancestors.fullmatch(form) is not None
-
-    def reaches(self, forms: Sequence[str], *, deep: bool, whole: bool) -> bool:
-        """Whether a denial reaches a path in any of its spellings, or what a part does to a directory there.
-
-        Args:
-            forms: folded spellings of the path.
-            deep: everything below is read too.
-            whole: the directory is moved, removed or replaced with all that is in it.
-        """
-        return any(
-            self.denies(form)
-            or (whole and self.guards(form))
-            or (deep and self.meets((*(step for step in form.split("/") if step), "**")))
-            for form in forms
-        )
-
-    def meets(self, glob: Sequence[str], *, below: bool = True) -> bool:
-        """Whether a denial could reach a path that ``glob`` (folded components from the root) stands for.
-
-        With ``below=False`` a pattern that does not end in ``**`` means the file itself only, not what lies below a
-        directory of that name.
-        """
-        tail = ("**",) if below else ()
-        return any(components_meet((*rooted, *tail), tuple(glob)) for rooted in self.rooted)
-
-
-_NOTHING: Final = re.compile(r"(?!)")
-
-
-@lru_cache(maxsize=2048)
-def compile_paths(patterns: tuple[PathPattern, ...], workspace: str, home: str) -> CompiledPaths:
-    """Bind patterns to a workspace and a home."""
-    roots = {"/": "", _HOME: home.rstrip("/"), _WORKSPACE: workspace.rstrip("/")}
-
-    def union(expressions: list[str]) -> re.Pattern[str]:
-        return re.compile("|".join(f"(?:{text})" for text in expressions), re.DOTALL) if expressions else _NOTHING
-
-    allowing: list[str] = []
-    literals: set[str] = set()
-    denying: list[str] = []
-    ancestors: list[str] = []
-    rooted: list[tuple[str, ...]] = []
-    for pattern in patterns:
-        root = roots[pattern.anchor]
-        lower_root = folded(root)
-        lower = tuple(folded(component) for component in pattern.components)
-        allowing.append(_expression(root, pattern.components, below=False) or "/")
-        stem = lower[:-1] if lower[-1:] == ("**",) else lower
-        if lower_root + "".join(stem) and not any(character in part for part in stem for character in "*?["):
-            literals.add(lower_root + "".join(f"/{part}" for part in stem))
-        else:
-            denying.append(_expression(lower_root, lower, below=True) or "/")
-        ancestors.extend(
-            _expression(lower_root, lower[: end + 1], below=False)
-            for end, component in enumerate(lower[:-1])
-            if component != "**"
-        )
-        steps = [part for part in lower_root.split("/") if part]
-        ancestors.extend("".join(f"/{re.escape(step)}" for step in steps[: end + 1]) for end in range(len(steps)))
-        rooted.append((*steps, *lower))
-    return CompiledPaths(union(allowing), frozenset(literals), union(denying), union(ancestors), tuple(rooted))
-
-
 UNDOTTED: Final = "\x01"
 """Prefix of a component whose wildcard does not match a leading dot, as in a shell."""
 
@@ -274,7 +175,7 @@ def components_meet(first: Sequence[str], second: Sequence[str]) -> bool:
     for one, other in zip(first, second, strict=False):
         if one == "**" or other == "**":
             break
-        if not _names_meet(one, other):
+        if not names_meet(one, other):
             return False
     # Reachable pairs of positions, row by row: O(len(first) * len(second)).
     width = len(second)
@@ -292,19 +193,21 @@ def components_meet(first: Sequence[str], second: Sequence[str]) -> bool:
             elif other == "**":
                 following[column + 1] = row[column + 1] or following[column]
             else:
-                following[column + 1] = row[column] and _names_meet(component, other)
+                following[column + 1] = row[column] and names_meet(component, other)
         row = following
     return row[width]
 
 
 @lru_cache(maxsize=4096)
-def _names_meet(first: str, second: str) -> bool:
+def names_meet(first: str, second: str) -> bool:
     """Whether some name matches both of two single-component globs. A class counts as any character."""
     if second.startswith(UNDOTTED):
         if first.startswith("."):
             return False
         second = second[1:]
     left, right = _glyphs(first), _glyphs(second)
+    if _differ(left, right) or _differ(reversed(left), reversed(right)):
+        return False
     row = [True] + [False] * len(right)
     for column, glyph in enumerate(right):
         row[column + 1] = row[column] and glyph == "*"
@@ -317,6 +220,16 @@ def _names_meet(first: str, second: str) -> bool:
                 following[column + 1] = row[column] and (glyph == other or "?" in (glyph, other))
         row = following
     return row[-1]
+
+
+def _differ(first: Iterable[str], second: Iterable[str]) -> bool:
+    """Whether two rows of glyphs differ before a star stands in one of them."""
+    for one, other in zip(first, second, strict=False):
+        if "*" in (one, other):
+            return False
+        if one != other and "?" not in (one, other):
+            return True
+    return False
 
 
 def _glyphs(component: str) -> list[str]:

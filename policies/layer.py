@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any, Final
 
 from policies.catalogue import TOOLS, canonical_name
-from policies.globs import CompiledPaths, compile_paths
 from policies.hosts import HostRules
 from policies.matching import Matcher
 from policies.parts import Part, PartKind
+from policies.path_sets import CompiledPaths, compile_paths
 from policies.paths import folded
 from policies.rules import READ_TOOLS, WRITE_TOOLS, Rule, ToolNames
 from policies.types import Effect, Facts
@@ -150,7 +150,9 @@ class Layer:
                 (denies if rule.effect is Effect.DENY else asks).append(rule)
                 if rule.effect is Effect.ASK and matcher.proves(rule, part):
                     grants_asks.append(rule)
-        matched = tuple(sorted((*denies, *asks, *allows), key=self._index.position))
+        matched = (*denies, *asks, *allows)
+        if len(matched) > 1:
+            matched = tuple(sorted(matched, key=self._index.position))
         if denies:
             return PartVerdict(Effect.DENY, denies[0], None, _reason(denies[0], part), matched)
         if part.kind is PartKind.TOOL and part.called == "Bash":
@@ -244,23 +246,20 @@ def _verdict_of(rule: Rule, part: Part, matched: tuple[Rule, ...]) -> PartVerdic
 _UNKNOWN: Final = {PartKind.ASSIGNMENT: "a variable that chooses which programs run"}
 
 
+_WORDS_FOR: Final[Mapping[PartKind, str]] = {
+    PartKind.TOOL: "{}",
+    PartKind.COMMAND: "the command {}",
+    PartKind.WRITE: "writing to {}",
+    PartKind.READ: "reading from {}",
+    PartKind.ASSIGNMENT: "setting the variable {}",
+    PartKind.DIRECTORY: "the change of directory {}",
+    PartKind.SCRIPT: "this script",
+}
+
+
 def _described(part: Part) -> str:
     """A part in words."""
-    match part.kind:
-        case PartKind.TOOL:
-            return part.text
-        case PartKind.COMMAND:
-            return f"the command {part.text}"
-        case PartKind.WRITE:
-            return f"writing to {part.text}"
-        case PartKind.READ:
-            return f"reading from {part.text}"
-        case PartKind.ASSIGNMENT:
-            return f"setting the variable {part.variables[0]}"
-        case PartKind.DIRECTORY:
-            return f"the change of directory {part.text}"
-        case PartKind.SCRIPT:
-            return "this script"
+    return _WORDS_FOR[part.kind].format(part.variables[0] if part.kind is PartKind.ASSIGNMENT else part.text)
 
 
 @dataclass(frozen=True)
@@ -329,9 +328,9 @@ class _Index:
         """Every rule that can match a part; one that cannot may be among them, none twice."""
         if part.kind in (PartKind.COMMAND, PartKind.DIRECTORY):
             found = self._commands
-            programs = dict.fromkeys((*part.names, folded(part.words[0].text), "*"))
-            named = [rule for name in programs for rule in self._by_program.get(name, ())]
-            if named:
+            programs = (*part.names, folded(part.words[0].text), "*")
+            if not self._by_program.keys().isdisjoint(programs):
+                named = (rule for name in programs for rule in self._by_program.get(name, ()))
                 plain = tuple({id(rule): rule for rule in (*found.plain, *named)}.values())
                 found = _Candidates(plain, found.guards)
         elif part.kind is PartKind.READ:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from policies.globs import CompiledPaths, PathPattern, compile_paths
+from policies.globs import PathPattern
 from policies.hosts import host_matches
 from policies.parts import Part, PartKind, PathClaim
+from policies.path_sets import CompiledPaths, compile_paths
 from policies.paths import folded
 from policies.rules import READ_TOOLS, WRITE_TOOLS, Rule, When
 from policies.shell.words import Word, WordKind

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Final, Literal
 
 from policies.catalogue import canonical_name
@@ -84,7 +85,7 @@ class When:
     input: tuple[tuple[str, tuple[str | bool | int, ...]], ...] = ()
     state: tuple[UsedTool, ...] = ()
 
-    @property
+    @cached_property
     def on_call(self) -> bool:
         """Whether any condition looks at the call itself."""
         return bool(self.argv or self.paths or self.cwd or self.env or self.domains or self.input)

@@ -95,7 +95,7 @@ class _BashParts:
             return
         if target.text.startswith(("/dev/tcp/", "/dev/udp/")):
             raise RefusedError("rookery:network", "Redirections to the network are not allowed.")
-        claim = self._resolved(target, reads=redirect.reads, writes=redirect.writes)
+        claim = self._resolved(target.text, target.tilde, reads=redirect.reads, writes=redirect.writes)
         if claim is None:
             raise RefusedError("rookery:path", "A redirection leads to a path that cannot be judged.")
         for kind, tool, wanted in (
@@ -115,11 +115,10 @@ class _BashParts:
                     )
                 )
 
-    def _resolved(self, word: Word, *, reads: bool, writes: bool) -> PathClaim | None:
+    def _resolved(self, text: str, tilde: bool, *, reads: bool, writes: bool) -> PathClaim | None:
         """The claim of one word in every directory it may be read from, or None when it is no path."""
-        text = word.text
         # Only an unquoted tilde is the home; and a backslash is a character like any other to a shell's programs.
-        if text.startswith("~") and not word.tilde:
+        if text.startswith("~") and not tilde:
             text = f"./{text}"
         found: dict[str, None] = {}
         try:
@@ -136,14 +135,12 @@ class _BashParts:
         if self._claimed > MAX_CLAIMS:
             raise RefusedError("rookery:script", "The command names too many files: put it into a script file.")
         if not operand.glob:
-            claim = self._resolved(
-                Word(operand.text, tilde=tilde and operand.text.startswith("~")),
-                reads=operand.reads,
-                writes=operand.writes,
-            )
+            claim = self._resolved(operand.text, tilde, reads=operand.reads, writes=operand.writes)
             if claim is None:
                 return []
-            return [replace(claim, deep=operand.deep, whole=operand.whole, plain=operand.plain)]
+            if operand.deep or operand.whole or not operand.plain:
+                claim = replace(claim, deep=operand.deep, whole=operand.whole, plain=operand.plain)
+            return [claim]
         steps = operand.text.split("/")
         count = next((place for place, step in enumerate(steps) if not _GLOB.isdisjoint(step)), len(steps))
         literal = "/".join(steps[:count]) + ("/" if count else "")
@@ -206,7 +203,7 @@ class _BashParts:
         written_name = folded(program.text.rsplit("/", 1)[-1])
         names = [written_name, program_name(program.text)]
         if "/" in program.text and program.known:
-            claim = self._resolved(program, reads=True, writes=False)
+            claim = self._resolved(program.text, program.tilde, reads=True, writes=False)
             for form in claim.forms if claim is not None else ():
                 names.extend((posixpath.basename(form), program_name(form)))
         return tuple(dict.fromkeys(names))
@@ -216,7 +213,7 @@ class _BashParts:
         target = targets[0] if targets else Word("~", tilde=True)
         claim = None
         if target.known and target.text not in ("-", "") and len(targets) < 2:
-            claim = self._resolved(target, reads=True, writes=False)
+            claim = self._resolved(target.text, target.tilde, reads=True, writes=False)
         if claim is None:
             self.doubts["a change of directory that cannot be followed"] = None
         else:

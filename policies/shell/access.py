@@ -159,6 +159,8 @@ def hosts(invocation: Invocation) -> tuple[str, ...]:
     """Host names in the words, lower case: what a URL, ``user@host`` or a bare name shows. Easily hidden."""
     found: dict[str, None] = {}
     for word in invocation.words[1:200]:
+        if "." not in word.text and "://" not in word.text:
+            continue
         for match in list(_URL_HOST.finditer(word.text[:4096]))[:20]:
             found[(match[1] or match[2]).lower().rstrip(".")] = None
     return tuple(found)

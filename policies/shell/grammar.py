@@ -76,5 +76,6 @@ def parse(source: bytes) -> Node:
 def _check_size(source: bytes) -> None:
     if len(source) > MAX_SCRIPT:
         raise BrokenScriptError(f"the command is longer than {MAX_SCRIPT:,} bytes: put the text into a file with Write")
-    if sum(1 for _ in itertools.islice(_UNIT.finditer(source), MAX_UNITS + 1)) > MAX_UNITS:
+    # A text of so few bytes cannot hold more of them.
+    if len(source) > MAX_UNITS and sum(1 for _ in itertools.islice(_UNIT.finditer(source), MAX_UNITS + 1)) > MAX_UNITS:
         raise BrokenScriptError("the command has too many words and operators: put the text into a file with Write")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Final
 
 from policies.shell import programs
@@ -59,7 +60,7 @@ class Invocation:
     runner: bool = False
     opaque: bool = False
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The program's plain name, or an empty text."""
         return program_name(self.words[0].text) if self.words else ""
@@ -215,6 +216,8 @@ def _subcommand(name: str, texts: list[str]) -> str | None:
 
 def has_flag(flags: Collection[str], text: str) -> bool:
     """Whether a word is, abbreviates, or holds in a cluster one of some flags."""
+    if not text.startswith("-"):
+        return any(text.startswith(flag) for flag in flags if not flag.startswith("-"))
     for flag in flags:
         if not flag.startswith("-"):
             if text.startswith(flag):

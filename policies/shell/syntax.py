@@ -55,6 +55,12 @@ class _Place:
         return _Place(self.depth + 1, self.in_loop or node.type in LOOPS, self.fed)
 
 
+def _placed(command: SimpleCommand, place: _Place) -> SimpleCommand:
+    if not place.in_loop and not place.fed:
+        return command
+    return replace(command, in_loop=place.in_loop, fed=command.fed or place.fed)
+
+
 class _Reader:
     """Walks one tree and collects commands and doubts."""
 
@@ -119,11 +125,11 @@ class _Reader:
         self._pending.extend((child, place.inside(node)) for child in reversed(node.children) if child.child_count)
 
     def _emit(self, command: SimpleCommand, place: _Place) -> None:
-        self._commands.append(replace(command, in_loop=place.in_loop, fed=command.fed or place.fed))
+        self._commands.append(_placed(command, place))
 
     def _later(self, command: SimpleCommand, place: _Place) -> None:
         """Note a command behind all that is put on the stack after this."""
-        self._pending.append((replace(command, in_loop=place.in_loop, fed=command.fed or place.fed), place))
+        self._pending.append((_placed(command, place), place))
 
     def _container(self, node: Node, place: _Place) -> None:
         inner = place.inside(node)

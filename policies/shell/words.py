@@ -7,6 +7,7 @@ disagree about.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -43,11 +44,15 @@ class Word:
 
 _SEPARATORS: Final = frozenset(" \t\n;&|<>()")
 _GLOB: Final = frozenset("*?[")
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_./:@%+,-][A-Za-z0-9_./:@%+,=-]*")
+"""Words in which every character stands for itself."""
 _ESCAPED_IN_DOUBLE: Final = frozenset('$`"\\')
 
 
 def read_word(source: str) -> Word:
     """What one word of source text becomes."""
+    if _PLAIN.fullmatch(source):
+        return Word(source)
     unknown = Word(source, WordKind.UNKNOWN)
     value: list[str] = []
     index, size = 0, len(source)

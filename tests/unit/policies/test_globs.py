@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.globs import UNDOTTED, PatternError, compile_paths, components_meet, parse_pattern
+from policies.globs import UNDOTTED, PatternError, components_meet, parse_pattern, path_expression
+from policies.path_sets import compile_paths
+from policies.paths import folded
 
 
 def allows(pattern: str, path: str) -> bool:
@@ -123,3 +126,44 @@ def test_patterns_that_share_a_path_are_found_to_meet(first: list[str], second: 
 )
 def test_two_patterns_meet_if_a_path_could_match_both(first: list[str], second: list[str], meet: bool) -> None:
     assert components_meet(first, second) is meet
+
+
+MANY_NAMES = ("a", "b.py", "Secret", ".env", "x[y", "\uff41", "b\uff0fc", "src")
+MANY_STEPS = (*MANY_NAMES, "*", "**", "*.py", "?", "[ab]", "s*t", ".*")
+MANY = st.lists(
+    st.builds(
+        lambda anchor, steps: anchor + "/".join(steps) if steps else anchor.rstrip("/") or "/",
+        st.sampled_from(("/", "~/", "workspace/", "**/")),
+        st.lists(st.sampled_from(MANY_STEPS), max_size=3),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(MANY, st.lists(st.sampled_from(("workspace", "home", "agent", *MANY_NAMES)), max_size=5))
+def test_a_denial_among_many_reaches_what_its_expression_says(patterns: list[str], steps: list[str]) -> None:
+    roots = {"/": "", "~": "/home/agent", "workspace": "/workspace"}
+    parsed = tuple(map(parse_pattern, patterns))
+    form = folded("/" + "/".join(steps))
+    reached = [
+        pattern.text
+        for pattern in parsed
+        if re.fullmatch(
+            path_expression(roots[pattern.anchor], tuple(map(folded, pattern.components)), below=True) or "/", form
+        )
+    ]
+    assert compile_paths(parsed, "/workspace", "/home/agent").denies(form) is bool(reached), reached
+
+
+@given(MANY, st.lists(st.sampled_from((*MANY_STEPS, f"{UNDOTTED}*", f"{UNDOTTED}*.py")), max_size=4))
+def test_many_patterns_meet_a_glob_when_one_of_them_does(patterns: list[str], steps: list[str]) -> None:
+    parsed = tuple(map(parse_pattern, patterns))
+    glob = tuple(map(folded, steps))
+    roots: dict[str, tuple[str, ...]] = {"/": (), "~": ("home", "agent"), "workspace": ("workspace",)}
+    meeting = [
+        pattern.text
+        for pattern in parsed
+        if components_meet((*roots[pattern.anchor], *map(folded, pattern.components), "**"), glob)
+    ]
+    assert compile_paths(parsed, "/workspace", "/home/agent").meets(glob) is bool(meeting), meeting
