@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from rookery.commands import app
 from rookery.install.clients import Client, Reach, target_of
 from rookery.install.document import Change, RefusedError, add
+from tests.daemons import daemon_home
 
 ENTRY = {"command": "/opt/rookery", "args": ["connect"]}
 
@@ -142,11 +143,15 @@ def test_claude_code_itself_takes_the_entry(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CLAUDE_CONFIG_DIR", str(tmp_path / "claude"))
-    result = CliRunner().invoke(app, ["install", "claude-code", "--env", "ROOKERY_UPSTREAM=scripted"])
+    home = tmp_path / "rookery"
+    variables = [f"--env=ROOKERY_HOME={home}", "--env=ROOKERY_UPSTREAM=scripted"]
+    result = CliRunner().invoke(app, ["install", "claude-code", *variables])
     assert result.exit_code == 0, result.output
-    shown = subprocess.run(
-        ["claude", "mcp", "get", "rookery"], capture_output=True, text=True, timeout=60, cwd=tmp_path
-    )
+    # Showing the entry starts what is behind it.
+    with daemon_home(home):
+        shown = subprocess.run(
+            ["claude", "mcp", "get", "rookery"], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        )
     assert "connect" in shown.stdout
     assert "ROOKERY_UPSTREAM=scripted" in shown.stdout
     again = CliRunner().invoke(app, ["install", "claude-code"])
