@@ -104,7 +104,7 @@ async def abandon(registry: object, session_id: str) -> None:
     saved = store.end_turn
     store.end_turn = lost
     try:
-        await actor._agent.kill()
+        await actor._turns._agent.kill()
         with anyio.fail_after(30):
             await actor.stopped.wait()
     finally:
