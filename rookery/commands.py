@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import anyio
@@ -67,10 +68,17 @@ def serve(
 
 
 @app.command()
-def connect() -> None:
+def connect(
+    toolsets: Annotated[str | None, typer.Option(metavar="NAMES", help="Which tools to offer, as of `serve`.")] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Offer only tools that change nothing.")] = False,
+) -> None:
     """Serve MCP on stdin and stdout by the daemon that all clients of this home share, starting it if need be."""
     from rookery.daemon.shim import run_connect
 
+    if toolsets is not None:
+        os.environ["ROOKERY_TOOLSETS"] = toolsets
+    if read_only:
+        os.environ["ROOKERY_READ_ONLY"] = "true"
     run_connect()
 
 

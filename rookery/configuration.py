@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from server.settings import Settings
+from server.settings import Settings, split_names
 
 USAGE_ERROR: Final = 2
 """Exit code of a command that was called wrongly."""
@@ -35,7 +35,7 @@ def offering(settings: Settings, toolsets: str | None, *, read_only: bool) -> Se
 
     changes: dict[str, object] = {}
     if toolsets is not None:
-        changes["toolsets"] = tuple(name.strip() for name in toolsets.split(",") if name.strip())
+        changes["toolsets"] = split_names(toolsets)
     if read_only:
         changes["read_only"] = True
     chosen = settings.model_copy(update=changes)

@@ -35,6 +35,11 @@ TRUSTED_URL: Final = r"^(https://|http://(localhost|127\.0\.0\.1|\[::1\])[:/])"
 """URLs whose answers can be believed: by TLS, or of this machine."""
 
 
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 class Settings(BaseSettings):
     """All settings with their bounds. Durations are in seconds, sizes in MiB, money in US dollars."""
 
@@ -175,7 +180,7 @@ class Settings(BaseSettings):
     @field_validator("hooks", "toolsets", "fallback_models", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return split_names(value) if isinstance(value, str) else value
 
     @field_validator("allowed_origins", mode="before")
     @classmethod

@@ -23,7 +23,10 @@ CREDENTIALS: Final = frozenset(
 )
 """Variables that one client has and another may lack: who brings none uses the daemon's."""
 
-_OWN: Final = frozenset({"ROOKERY_HOME", "ROOKERY_LOG_LEVEL"})
+OFFER: Final = frozenset({"ROOKERY_TOOLSETS", "ROOKERY_READ_ONLY"})
+"""Variables that say which tools this one client is offered."""
+
+_OWN: Final = OFFER | {"ROOKERY_HOME", "ROOKERY_LOG_LEVEL"}
 """Variables in which a client may differ: the home is how the daemon was found, and a log is nobody's result."""
 
 
@@ -50,7 +53,8 @@ def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
 
 def question(want: str) -> dict[str, Any]:
     """What a client says: ``want`` is ``serve``, ``status`` or ``stop``."""
-    return {"rookery": VERSION, "want": want, "settings": fingerprints(os.environ)}
+    offer = {name.upper(): value for name, value in os.environ.items() if name.upper() in OFFER and value}
+    return {"rookery": VERSION, "want": want, "settings": fingerprints(os.environ), "offer": offer}
 
 
 def write_line(connection: socket.socket, message: Mapping[str, Any]) -> None:

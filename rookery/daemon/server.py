@@ -21,14 +21,15 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from rookery.backend import BackgroundBackend
-from rookery.configuration import load_settings, offering
+from rookery.configuration import load_settings
 from rookery.daemon.hello import differing, fingerprints, read_line, write_line
 from rookery.daemon.place import LIFE_LOCK, Place, peer_uid
 from rookery.serving.background import background, drained, log_to_stderr
-from rookery.serving.offering import server_for
+from rookery.serving.offering import offered, server_for
 from rookery.serving.stdio import serve_messages
 from rookery.serving.wire import Wire
 from rookery.version import VERSION
+from server.errors import RookeryError
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -53,7 +54,7 @@ MAX_LOG_BYTES: Final = 16 << 20
 
 def run_daemon() -> None:
     """The command ``rookery daemon run``. Writes a line to stdout once clients can connect."""
-    settings = offering(load_settings(), None, read_only=False)
+    settings = load_settings()
     log_to_stderr()
     os.umask(0o077)
     place = Place(settings.home)
@@ -85,16 +86,16 @@ class Daemon:
     _started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     _settings: dict[str, str] = field(default_factory=lambda: fingerprints(os.environ))
     _needed_at: float = field(default_factory=time.monotonic)
+    _servers: dict[tuple[tuple[str, ...], bool], ToolServer] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Serve until nobody needs it, or a signal or ``rookery daemon stop`` ends it."""
         self.listener.setblocking(False)
         async with background(self.settings, on_signal=self._leave) as (backend, _):
-            server = server_for(self.settings, backend)
             _say_ready()
             async with anyio.create_task_group() as connections:
                 async with anyio.create_task_group() as rounds:
-                    rounds.start_soon(self._accept, connections, server, backend)
+                    rounds.start_soon(self._accept, connections, backend)
                     rounds.start_soon(self._look_round, backend)
                     await self._leaving.wait()
                     rounds.cancel_scope.cancel()
@@ -107,7 +108,7 @@ class Daemon:
     def _leave(self) -> None:
         self._leaving.set()
 
-    async def _accept(self, connections: TaskGroup, server: ToolServer, backend: BackgroundBackend) -> None:
+    async def _accept(self, connections: TaskGroup, backend: BackgroundBackend) -> None:
         while True:
             await anyio.wait_readable(self.listener)
             try:
@@ -118,15 +119,18 @@ class Daemon:
                 # No descriptor is left, most likely: who waits is taken when one is.
                 await anyio.sleep(ACCEPT_AGAIN_S)
                 continue
-            connections.start_soon(self._serve, connection, server, backend)
+            connections.start_soon(self._serve, connection, backend)
 
-    async def _serve(self, connection: socket.socket, server: ToolServer, backend: BackgroundBackend) -> None:
+    async def _serve(self, connection: socket.socket, backend: BackgroundBackend) -> None:
         self._connections += 1
         try:
             with connection:
-                if peer_uid(connection) == os.geteuid() and await self._agreed(connection, backend):
+                chosen = None
+                if peer_uid(connection) == os.geteuid():
+                    chosen = await self._agreed(connection, backend)
+                if chosen is not None:
                     connection.setblocking(False)
-                    await self._converse(connection, server, backend)
+                    await self._converse(connection, self._server_of(chosen, backend), backend)
         except Exception as error:
             # Whatever went wrong with one client, the others do not notice.
             sys.stderr.write(f"level=warning event='connection_lost' error={error!r}\n")
@@ -141,16 +145,29 @@ class Daemon:
             await serve_messages(server, Wire(connection.fileno(), connection.fileno()), answered)
             tasks.cancel_scope.cancel()
 
-    async def _agreed(self, connection: socket.socket, backend: BackgroundBackend) -> bool:
-        """Hear what a client wants; whether it is to be served."""
+    def _server_of(self, chosen: Settings, backend: BackgroundBackend) -> ToolServer:
+        """The server with the tools that a client wants; those who want the same share one."""
+        wanted = tuple(sorted(set(chosen.toolsets))), chosen.read_only
+        if wanted not in self._servers:
+            self._servers[wanted] = server_for(chosen, backend)
+        return self._servers[wanted]
+
+    async def _agreed(self, connection: socket.socket, backend: BackgroundBackend) -> Settings | None:
+        """Hear what a client wants; the settings that it is to be served with, if it is."""
         connection.settimeout(HELLO_S)
         # In a thread: reading a line without taking a byte more needs a socket that waits.
         said = await anyio.to_thread.run_sync(read_line, connection)
         if said is None:
-            return False
+            return None
         answer = self._answer(said, backend)
+        chosen = None
+        if answer.get("serves"):
+            try:
+                chosen = offered(self.settings, dict(said.get("offer") or {}))
+            except RookeryError as error:
+                answer = {"refusal": error.message}
         write_line(connection, answer)
-        return bool(answer.get("serves"))
+        return chosen
 
     def _answer(self, said: dict[str, Any], backend: BackgroundBackend) -> dict[str, Any]:
         match said.get("want"):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from rookery.state_key import state_key
 from server.callers import LOCAL, Caller
-from server.errors import ErrorCode
+from server.errors import ErrorCode, RookeryError
+from server.settings import Settings, split_names
 from tools.backend import Backend
 from tools.definition import ToolDefinition, ToolServer
 from tools.server import build_server
 from tools.toolsets import tools_of
-
-if TYPE_CHECKING:
-    from server.settings import Settings
 
 
 def server_for(
@@ -45,3 +45,26 @@ def server_for(
         state_key=state_key(settings.home),
         on_failure=on_failure,
     )
+
+
+def offered(settings: Settings, variables: Mapping[str, str]) -> Settings:
+    """The settings for a client that says by its own environment which tools it wants.
+
+    Args:
+        settings: everyone's.
+        variables: the client's ``ROOKERY_TOOLSETS`` and ``ROOKERY_READ_ONLY``, as far as it has them.
+
+    Raises:
+        RookeryError: ``invalid_argument``: they mean nothing.
+    """
+    fields = Settings.model_fields
+    toolsets, read_only = fields["toolsets"].default, fields["read_only"].default
+    if "ROOKERY_TOOLSETS" in variables:
+        toolsets = split_names(variables["ROOKERY_TOOLSETS"])
+    if "ROOKERY_READ_ONLY" in variables:
+        try:
+            read_only = TypeAdapter(bool).validate_python(variables["ROOKERY_READ_ONLY"])
+        except ValidationError:
+            raise RookeryError(ErrorCode.INVALID_ARGUMENT, "ROOKERY_READ_ONLY: must be true or false.") from None
+    tools_of(toolsets, read_only=read_only)
+    return settings.model_copy(update={"toolsets": toolsets, "read_only": read_only})

@@ -19,6 +19,7 @@ from server.gateway.scripted import prompt_with
 from tests.daemons import connecting, daemon_home, daemon_of, gone
 from tests.house import bash
 from tests.surface import INITIALIZE, alive
+from tools.toolsets import TOOLS
 
 WAITING = "echo begun > begun; until [ -e go ]; do sleep 0.05; done; echo done > done"
 SLOW = prompt_with([bash(WAITING), {"text": "finished"}])
@@ -88,6 +89,27 @@ def test_shims_that_start_at_once_share_one_daemon_and_lose_no_call(home: Path) 
         assert second is not None
         assert second["pid"] != running["pid"]
         assert second["clients"] == 1
+
+
+def test_clients_of_one_daemon_are_offered_the_tools_that_each_asks_for(home: Path) -> None:
+    def offered(**variables: str) -> set[str]:
+        with connecting(home, **variables) as wire:
+            wire.initialize()
+            return {tool["name"] for tool in wire.ask(1, "tools/list")["result"]["tools"]}
+
+    with connecting(home, ROOKERY_TOOLSETS="simple", ROOKERY_READ_ONLY="false") as first:
+        first.initialize()
+        assert {tool["name"] for tool in first.ask(1, "tools/list")["result"]["tools"]} == {"run_agent", "reply"}
+        daemon = daemon_of(home)
+        assert offered() == {tool.name for tool in TOOLS}
+        assert offered(ROOKERY_READ_ONLY="1") == {tool.name for tool in TOOLS if tool.read_only}
+        for wrong in ({"ROOKERY_TOOLSETS": "teapots"}, {"ROOKERY_READ_ONLY": "perhaps"}):
+            with connecting(home, **wrong) as wire:
+                message = wire.ask(0, "initialize", INITIALIZE)["error"]["message"]
+                assert wire.process.wait(10) == 1
+            assert "teapots" in message or "true or false" in message
+        assert daemon is not None
+        assert (daemon_of(home) or {})["pid"] == daemon["pid"]
 
 
 @pytest.mark.slow

@@ -110,6 +110,7 @@ def test_the_inspector_finds_no_fault_with_the_tools_and_calls_one(
             "--format",
             "json",
             "-q",
+            "--connect-timeout=60000",
             *arguments,
             MCP_CATALOG_PATH=str(tmp_path / "catalog.json"),
         )
