@@ -34,6 +34,12 @@ HEARTBEAT_S: Final = 5.0
 HEARTBEAT_LOST: Final = timedelta(seconds=60)
 """A server of another host that was silent for so long is dead."""
 
+SHORTEST_TEMPORARY: Final = Path("/tmp")  # noqa: S108 - a directory of our own is made in it
+"""Taken where the temporary directory of the environment is too long for a socket in it."""
+
+_MAX_RUN_PATH: Final = 80
+"""Bytes of the run directory's path: that of a socket in it must stay below 108 (unix(7))."""
+
 _RUN_DIRECTORY: Final = re.compile(r"rookery-[0-9a-f]{16}")
 _MAX_LOCK_BYTES: Final = 8192
 
@@ -56,13 +62,13 @@ class Leases:
     def hold(self) -> Iterator[Path]:
         """Hold this server's lock, and have a run directory for its sockets, which only this user may enter.
 
-        The directory lies in the system's temporary directory, because a socket's path must be short.
+        The directory does not lie in the home, because a socket's path must be short.
 
         Raises:
             OSError: the home or the temporary directory cannot be written.
         """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path, run = self._path(self.server_id), Path(tempfile.gettempdir()) / f"rookery-{secrets.token_hex(8)}"
+        path, run = self._path(self.server_id), _new_run_directory()
         descriptor = _locked(path)
         try:
             os.write(descriptor, os.fsencode(f"{self.host}\n{run}"))
@@ -134,6 +140,12 @@ def _locked(path: Path) -> int:
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         os.close(descriptor)
+
+
+def _new_run_directory() -> Path:
+    """A path for a run directory, in the temporary directory as far as that is short enough."""
+    run = Path(tempfile.gettempdir()) / f"rookery-{secrets.token_hex(8)}"
+    return run if len(os.fsencode(run)) <= _MAX_RUN_PATH else SHORTEST_TEMPORARY / run.name
 
 
 def _remove_run_directory(path: Path) -> None:

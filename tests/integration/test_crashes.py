@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
+import tempfile
 from pathlib import Path
 
 import anyio
@@ -12,6 +14,7 @@ import pytest
 
 from server.clock import SYSTEM_CLOCK
 from server.errors import ErrorCode, RookeryError
+from server.gateway.listener import unix_listener
 from server.gateway.scripted import prompt_with
 from server.leases import Leases
 from server.models import EventKind, SessionState, StopReason
@@ -150,6 +153,19 @@ async def test_forks_of_one_request_that_a_crash_cut_off_are_as_many_as_were_ask
             if outcome.stop_reason is not StopReason.INTERRUPTED:
                 assert (outcome.text, outcome.changed_files) == ("forked", ("file",))
         assert (await settled(registry, answers[0][2])).stop_reason is StopReason.END_TURN
+
+
+async def test_a_long_temporary_directory_keeps_no_server_from_its_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    leases = Leases(tmp_path / "home", "one", SYSTEM_CLOCK)
+    with leases.hold() as run:
+        unix_listener(run / "gateway.sock").close()
+        assert stat.S_IMODE(run.stat().st_mode) == 0o700
+    assert not run.exists()
 
 
 async def test_the_run_directory_of_a_dead_server_is_removed_and_nothing_else(tmp_path: Path) -> None:
