@@ -1,8 +1,9 @@
-"""What the permission hook adds to a tool call: a session with it against one without, in turn, in one run.
+"""What the permission hook adds to a tool call: three sessions in turn, in one run, that make the same calls of Bash.
 
-Both sessions run the same calls of Bash in the same house: real CLI, real sandbox, real store, scripted model. The one
-without has no hook at all and the CLI's own rule that allows Bash, so nothing asks the host. Target: at most 5 ms a
-call (issue 4).
+All live in the same house: real CLI, real sandbox, real store, scripted model. One has no hook at all and the CLI's own
+rule that allows Bash, so nothing asks the host. One has a hook that allows at once without looking: what it adds to a
+call is the CLI's own price of a hook, whoever answers it, with the way to the host and back. The third has Rookery's;
+what it adds beyond the second is ours. Target: the third adds at most 5 ms to a call of the first (issue 4).
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
+from claude_agent_sdk import HookContext, HookInput, HookJSONOutput, HookMatcher
+from claude_agent_sdk.types import HookEvent
 
 from rookery.application import open_registry
 from server.agent import agent, launch
@@ -31,21 +34,35 @@ TARGET_MS: Final = 5.0
 ME: Final = "local"
 
 
+def instant_hooks(gate: PermissionGate) -> dict[HookEvent, list[HookMatcher]]:
+    """A hook that allows without looking."""
+
+    async def allow(hook_input: HookInput, tool_use_id: str | None, context: HookContext) -> HookJSONOutput:
+        return {"hookSpecificOutput": {"hookEventName": "PreToolUse", "permissionDecision": "allow"}}
+
+    return {"PreToolUse": [HookMatcher(hooks=[allow], timeout=60.0, on_failure="block")]}
+
+
+def no_hooks(gate: PermissionGate) -> dict[HookEvent, list[HookMatcher]]:
+    """No hook."""
+    return {}
+
+
 @contextmanager
-def no_hook() -> Iterator[None]:
-    """Agents started meanwhile have no hook, and the CLI allows Bash by itself."""
-    arguments, hooks = launch.arguments, PermissionGate.hooks
+def started_with(hooks: Callable[[PermissionGate], dict[HookEvent, list[HookMatcher]]]) -> Iterator[None]:
+    """Agents started meanwhile have these hooks, and the CLI allows Bash by itself."""
+    arguments, own = launch.arguments, PermissionGate.hooks
 
     def allowing(*given: Any, **options: Any) -> tuple[str, ...]:
         return (*arguments(*given, **options), "--allowedTools=Bash")
 
     setattr(agent, "arguments", allowing)  # noqa: B010 - a name that the module only imports
-    PermissionGate.hooks = lambda self: {}  # type: ignore[method-assign]  # the point of this benchmark
+    setattr(PermissionGate, "hooks", hooks)  # noqa: B010 - the point of this benchmark
     try:
         yield
     finally:
         setattr(agent, "arguments", arguments)  # noqa: B010 - as above
-        PermissionGate.hooks = hooks  # type: ignore[method-assign]  # as above
+        setattr(PermissionGate, "hooks", own)  # noqa: B010 - as above
 
 
 async def turn(registry: Registry, session_id: str, calls: int) -> float:
@@ -78,23 +95,33 @@ async def measure(runs: int, calls: int) -> int:
             first = SpawnRequest(prompt=prompt_with([{"text": "ready"}]))
             hooked = await registry.spawn(ME, first)
             await rest(registry, hooked)
-            with no_hook():
+            with started_with(instant_hooks):
+                instant = await registry.spawn(ME, first)
+                await rest(registry, instant)
+            with started_with(no_hooks):
                 bare = await registry.spawn(ME, first)
                 await rest(registry, bare)
-            await turn(registry, hooked, 3)
-            await turn(registry, bare, 3)
-            samples: dict[str, list[float]] = {hooked: [], bare: []}
+            sessions = (hooked, instant, bare)
+            samples: dict[str, list[float]] = {session: [] for session in sessions}
+            for session in sessions:
+                await turn(registry, session, 3)
             for number in range(runs):
-                for session in (hooked, bare) if number % 2 else (bare, hooked):
+                place = number % len(sessions)
+                for session in (*sessions[place:], *sessions[:place]):
                     samples[session].append(await turn(registry, session, calls))
             decisions = await registry.decisions(ME, limit=100_000)
-            assert {one.session_id for one in decisions} == {hooked}, "the session without a hook asked the host"
+            assert {one.session_id for one in decisions} == {hooked}, "a session without our hook asked the host"
             own = statistics.median(one.latency_us for one in decisions)
-    with_hook, without = (statistics.median(samples[session]) * 1000 for session in (hooked, bare))
-    added = statistics.median(a - b for a, b in zip(samples[hooked], samples[bare], strict=True)) * 1000
-    print(f"tool call with hook {with_hook:.1f} ms, without {without:.1f} ms; the hook adds {added:.2f} ms", end="; ")
-    print(f"the decision itself {own:.0f} µs (median of {runs} turns of {calls} calls; target {TARGET_MS:g} ms)")
-    return 0 if added <= TARGET_MS else 1
+
+    def added(session: str, to: str) -> float:
+        return statistics.median(a - b for a, b in zip(samples[session], samples[to], strict=True)) * 1000
+
+    ours, empty, without = (statistics.median(samples[session]) * 1000 for session in sessions)
+    print(f"tool call: {without:.1f} ms without a hook, {empty:.1f} with one that allows at once, {ours:.1f} with ours")
+    whole, any_hook, work = added(hooked, bare), added(instant, bare), added(hooked, instant)
+    print(f"our hook adds {whole:.2f} ms (median of {runs} turns of {calls} calls; target {TARGET_MS:g} ms)", end="; ")
+    print(f"any hook adds {any_hook:.2f} ms, ours {work:.2f} ms more; the decision itself takes {own:.0f} µs")
+    return 0 if whole <= TARGET_MS else 1
 
 
 def main() -> None:

@@ -60,6 +60,8 @@ class CallHistory:
 
     def before(self, call: str) -> tuple[ToolUse, ...]:
         """What a call is judged by: all that was admitted before it, and never the call itself."""
+        if call not in self._calls:
+            return tuple(self._calls.values())
         if call in self._admitted:
             return tuple(self._calls[known] for known in takewhile(lambda known: known != call, self._calls))
         return tuple(use for known, use in self._calls.items() if known != call)

@@ -184,9 +184,10 @@ class SessionActor:
             tasks.start_soon(self._meter.serve)
             await turns.begin()
             while turns.leaving is None or turns.open is not None:
+                await turns.keep_limits()
                 idle_until = turns.idle_since + self._services.settings.idle_s
                 item: Item | None = None
-                with anyio.move_on_at(idle_until if turns.open is None else turns.open.next_deadline()):
+                with anyio.move_on_at(idle_until if turns.open is None else turns.next_deadline(turns.open)):
                     item = await self._receive.receive()
                 if item is None:
                     await self._on_deadline()

@@ -23,7 +23,7 @@ from server.endings import ended_record, is_foreign_result, write_end
 from server.errors import RookeryError
 from server.gateway import Grant, classify
 from server.inbox import Leave, OpenTurn, StartTurn, message_id_of
-from server.models import EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
+from server.models import NANO_USD, EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.placing import Placement
 from server.policy_book import tightest
 from server.retrying import CONTINUE_PROMPT, next_attempt
@@ -44,6 +44,9 @@ WAKE_GRACE_S: Final = 1.0
 
 SETTLE_GRACE_S: Final = 2.0
 """How long after a result the agent may take to call itself idle (measured: 3 ms)."""
+
+POLICY_LOOK_S: Final = 2.0
+"""How long a turn of which nothing is heard may go on before its policy is looked at again."""
 
 LEDGER_GRACE_S: Final = 5.0
 """How long a turn's end waits for the ledger entry of its last model request."""
@@ -95,6 +98,8 @@ class TurnRunner:
         self._tracker = TurnTracker()
         self._agent: Agent | None = None
         self._grant: Grant | None = None
+        self._bounded_by: Policy | None = None
+        """The policy whose limits the open turn keeps."""
         self._known = 0
         self._heard = 0
         """How far the agent's output is in the store, where it may outlive this process."""
@@ -255,6 +260,7 @@ class TurnRunner:
             return
         self._tracker.begin()
         self._authority.begin(turn.record.number)
+        self._bounded_by = None
         turn.timeout_s = self._longest_turn()
         turn.deadline = anyio.current_time() + turn.timeout_s
         if self._grant is not None:
@@ -270,6 +276,36 @@ class TurnRunner:
             log.warning("policy cannot be read; the one at the start holds", error=str(error))
         longest = self._services.settings.turn_timeout_s
         return tightest(self.policy.limits.wall, longest) or longest
+
+    def next_deadline(self, turn: OpenTurn) -> float:
+        """When to look after the open turn at the latest, on anyio's clock."""
+        return min(turn.next_deadline(), anyio.current_time() + POLICY_LOOK_S)
+
+    async def keep_limits(self) -> None:
+        """Hold the open turn to the limits of its policy as it is now: one that was tightened holds at once.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        turn = self.open
+        if turn is None or turn.stop_deadline is not None:
+            return
+        try:
+            policy = self._services.policy_of(self.session)
+        except RookeryError:
+            # No call and no model request passes meanwhile.
+            return
+        if policy is self._bounded_by:
+            return
+        self._bounded_by = policy
+        longest = tightest(policy.limits.wall, turn.timeout_s) or turn.timeout_s
+        turn.deadline -= turn.timeout_s - longest
+        turn.timeout_s = longest
+        if policy.limits.usd is not None:
+            cap = round(policy.limits.usd * NANO_USD)
+            present = (await self._services.store.session_for_server(self.session.id)).budget_nano_usd
+            if present is None or cap < present:
+                self.session = await self._services.store.update_session(self.session.id, budget_nano_usd=cap)
 
     async def stop(self, *, interrupted: bool = False, timed_out: bool = False) -> None:
         """Ask the agent to stop; its result follows, or its process is ended after a grace."""

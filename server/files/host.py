@@ -96,4 +96,5 @@ class HostFiles:
         return await anyio.to_thread.run_sync(write_whole, self._root, parts, data, self._owner)
 
     async def judged(self, judge: Callable[[LinkLookup], T]) -> T:
-        return judge(functools.partial(read_link, self._root))
+        # A command names the same directories again and again: each is looked at once for one judgement.
+        return judge(functools.cache(functools.partial(read_link, self._root)))

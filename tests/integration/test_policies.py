@@ -268,6 +268,30 @@ async def test_a_tightened_file_holds_for_a_turn_that_runs(tmp_path: Path) -> No
         assert outcome.changed_files == ("go", "started")
 
 
+async def test_a_tightened_file_bounds_the_time_of_a_turn_that_runs(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, living=limited("{wall: 10m}"))
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        session_id = await begin(registry, "living", {"text": "late"})
+        write(policies / "living.yaml", limited("{wall: 1s}"))
+        outcome = await settled(registry, session_id)
+        assert outcome.stop_reason is StopReason.TIMEOUT
+        assert outcome.error is not None
+        assert "1 s" in outcome.error.message
+
+
+async def test_a_tightened_file_bounds_the_money_of_a_turn_that_runs(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, living=limited("{}"))
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        session_id = await begin(registry, "living", {"text": "late"})
+        write(policies / "living.yaml", limited("{usd: 0.00001}"))
+        with anyio.fail_after(PATIENCE_S):
+            while (await registry.get(ME, session_id)).budget_usd != 0.00001:
+                await anyio.sleep(0.1)
+        await _let_go(registry, session_id)
+        outcome = await settled(registry, session_id)
+        assert outcome.stop_reason is StopReason.BUDGET_EXCEEDED
+
+
 async def test_a_broken_file_leaves_the_last_good_policy_in_force_and_says_so(tmp_path: Path) -> None:
     policies = policy_dir(tmp_path, living=NO_TOUCH)
     async with open_house(tmp_path / "home", policy_dir=policies) as registry:
