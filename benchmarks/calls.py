@@ -1,4 +1,4 @@
-"""What ``get_costs`` and ``list_sessions`` take with a thousand stored sessions, against an empty tool.
+"""What ``get_costs`` and ``list_sessions`` take with a thousand stored sessions (or --sessions), and an empty tool.
 
 All three are tools of one server process, called in turn by the SDK's client over stdio. Target: medians of at most
 twice the empty tool's.
@@ -23,7 +23,7 @@ CALLS: Final = 200
 TOOLS_MEASURED: Final[dict[str, dict[str, Any]]] = {"empty": {}, "get_costs": {}, "list_sessions": {}}
 
 
-async def seed(home: Path) -> None:
+async def seed(home: Path, sessions: int) -> None:
     """Store sessions that have ended, each with two model requests."""
     from server.clock import SYSTEM_CLOCK
     from server.models import LedgerEntry, SessionRecord, SessionState, StopReason, TurnRecord, Usage
@@ -32,7 +32,7 @@ async def seed(home: Path) -> None:
 
     now = datetime.now(UTC)
     async with open_store(Settings(home=home).store_url) as store:
-        for number in range(SESSIONS):
+        for number in range(sessions):
             session_id = SYSTEM_CLOCK.session_id()
             session = SessionRecord(
                 id=session_id,
@@ -126,12 +126,14 @@ def main() -> None:
     """Seed, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    if parser.parse_args().serve:
+    parser.add_argument("--sessions", type=int, default=SESSIONS, help="how many are stored")
+    chosen = parser.parse_args()
+    if chosen.serve:
         serve()
         return
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
-        anyio.run(seed, home)
+        anyio.run(seed, home, chosen.sessions)
         for era in ("legacy", "auto"):
             medians = anyio.run(measure, home, era)
             for name, seconds in medians.items():

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
+from sqlalchemy import create_engine
 
 from server.errors import RookeryError
 from server.models import SessionState
 from server.requests import ListRequest
-from server.store import Store
-from tests.unit.store.records import ALICE, BOB, START, a_request, a_session, a_turn, started
+from server.store import Store, open_store
+from server.store.listing import _query
+from tests.unit.store.records import ALICE, BOB, START, SteppingClock, a_request, a_session, a_turn, started
 
 
 async def test_pages_lead_through_all_sessions_newest_first(store: Store) -> None:
@@ -91,3 +93,29 @@ async def test_a_cursor_that_no_list_gave_is_refused(store: Store, cursor: str) 
 async def test_an_unknown_state_is_refused_with_the_known_ones(store: Store) -> None:
     with pytest.raises(RookeryError, match="invalid_argument: state: must be one of starting, running"):
         await store.sessions(ALICE, ListRequest(state="done"))
+
+
+PAGES = {
+    "newest": ListRequest(),
+    "next": ListRequest(cursor=base64.urlsafe_b64encode(b"1000:s1").decode().rstrip("=")),
+    "by state": ListRequest(state="idle"),
+    "children": ListRequest(parent_id="s1"),
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_d07_a_page_is_read_off_an_index_however_many_sessions_there_are(sqlite_url: str, page: str) -> None:
+    """D07: no list looks at all sessions, of this principal or of others, or sorts them."""
+    async with open_store(sqlite_url, clock=SteppingClock()):
+        engine = create_engine(sqlite_url)
+        query = _query(PAGES[page]).compile(engine)
+        with engine.connect() as connection:
+            given = {**query.params, "whose": ALICE, "most": 21}
+            given = {name: str(value) if isinstance(value, datetime) else value for name, value in given.items()}
+            plan = connection.exec_driver_sql(
+                f"EXPLAIN QUERY PLAN {query}", tuple(given[name] for name in query.positiontup or ())
+            )
+            steps = [row.detail for row in plan]
+        engine.dispose()
+    assert any("USING INDEX" in step for step in steps), steps
+    assert not [step for step in steps if step.startswith("SCAN") or "TEMP B-TREE" in step], steps
