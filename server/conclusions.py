@@ -139,6 +139,9 @@ def start_failure(error: Exception) -> RookeryError:
 
 def departure(error: Exception | None) -> RookeryError:
     """Why an agent that was up is gone."""
+    found = None if error is None else _typed(error)
+    if found is not None:
+        return found
     message = (
         "The agent's output broke the protocol, so it was stopped."
         if isinstance(error, AgentProtocolError)

@@ -17,13 +17,14 @@ import anyio
 import structlog
 
 from server.errors import ErrorCode, RookeryError
+from server.healing import heal_workspace
 from server.launching import Survivor, launch_options, open_sandbox, take_over
 from server.leases import Leases
 from server.models import EventKind, ServerRecord, SessionRecord, SessionState, StopReason, TurnRecord
-from server.resting import release
+from server.resting import release, seal_workspace
 from server.sandboxes.base import Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
-from server.snapshots import Snapshots, heal_workspace, joined
+from server.snapshots import Snapshots, joined
 
 log = structlog.get_logger(__name__)
 
@@ -262,6 +263,7 @@ class Janitor:
         sandbox = await self._healed(current)
         if current.state.is_busy and (asleep_too or not await self._sleeps(current)):
             await self._close_turn(current, sandbox)
+        await seal_workspace(self._services, session.id)
         await store.update_session(session.id, owner=None, resident=False)
         return True
 

@@ -14,15 +14,15 @@ import structlog
 
 from server.errors import ErrorCode, RookeryError
 from server.files import ReadableFiles, StoredFiles, WorkspaceFiles
+from server.healing import heal_workspace, may_differ
 from server.launching import open_sandbox
 from server.models import SessionRecord
 from server.services import Services
-from server.snapshots import heal_workspace
 
 log = structlog.get_logger(__name__)
 
 SEAL_S: Final = 10.0
-"""Longest sealing. What was not sealed is not compared at the next wake."""
+"""Longest sealing."""
 
 RELEASE_S: Final = 60.0
 
@@ -69,6 +69,9 @@ async def working_files(services: Services, session: SessionRecord) -> Workspace
 async def seal_files(session_id: str, files: WorkspaceFiles, known_as: str | None = None) -> None:
     """Write down what the files are, for they are left alone now. Bounded; failures are logged.
 
+    Of files elsewhere that could not be looked at, it is written down what is known of them last: at the next wake they
+    are compared with that.
+
     Args:
         known_as: the tree that they are, where that is certain.
     """
@@ -80,14 +83,39 @@ async def seal_files(session_id: str, files: WorkspaceFiles, known_as: str | Non
 
 
 async def seal_workspace(services: Services, session_id: str) -> None:
-    """Seal the workspace of a session that nobody works with any more, if it lies elsewhere and is not sealed."""
+    """Seal the workspace of a session that nobody works with any more, if it lies elsewhere and is not sealed.
+
+    Bounded; failures are logged, as those of :func:`seal_files`.
+    """
     try:
         session = await services.store.session_for_server(session_id)
-        if not lies_elsewhere(services, session) or await services.checkpoints.mirror.sealed(session_id) is not None:
+        if not lies_elsewhere(services, session):
             return
-        await seal_files(session_id, services.files(session_id, await services.attach(session)))
+        try:
+            files = services.files(session_id, await services.attach(session))
+        except RookeryError:
+            await services.checkpoints.mirror.mistrust(session_id)
+            raise
+        await seal_files(session_id, files)
     except RookeryError as error:
         log.warning("workspace could not be sealed", session_id=session_id, error=str(error))
+
+
+async def _keep(services: Services, session: SessionRecord, files: WorkspaceFiles) -> None:
+    """See that it is written down what the files of an ended session are.
+
+    Raises:
+        RookeryError: ``sandbox_unavailable``, ``sandbox_lost``, ``storage_unavailable``.
+    """
+    seal = await services.checkpoints.mirror.sealed(session.id)
+    if seal is not None:
+        if seal.token is not None:
+            return
+        if not await files.intact() and not await may_differ(services, session, seal):
+            log.warning("files of an ended session are kept as they were known last", session_id=session.id)
+            return
+    await heal_workspace(services, session, files)
+    await files.seal()
 
 
 async def release(services: Services, session: SessionRecord) -> None:
@@ -100,10 +128,7 @@ async def release(services: Services, session: SessionRecord) -> None:
             return
         with anyio.CancelScope(shield=True), anyio.fail_after(RELEASE_S):
             sandbox = await services.attach(session)
-            if await services.checkpoints.mirror.sealed(session.id) is None:
-                files = services.files(session.id, sandbox)
-                await heal_workspace(services, session, files)
-                await files.seal()
+            await _keep(services, session, services.files(session.id, sandbox))
             await sandbox.destroy()
     except (RookeryError, TimeoutError) as error:
         if isinstance(error, RookeryError) and error.code is ErrorCode.SANDBOX_LOST:

@@ -23,6 +23,7 @@ from server.conclusions import departure, failure_of, start_failure
 from server.concurrency import background_tasks
 from server.errors import RookeryError
 from server.files import WorkspaceFiles
+from server.healing import heal_workspace
 from server.inbox import (
     AgentLeft,
     AgentSaid,
@@ -41,7 +42,7 @@ from server.placing import Placement
 from server.resting import seal_files
 from server.sandbox_meter import SandboxMeter
 from server.services import Services
-from server.snapshots import Snapshots, heal_workspace
+from server.snapshots import Snapshots
 from server.telemetry.spans import present
 from server.turn_runner import TurnRunner
 
@@ -226,7 +227,8 @@ class SessionActor:
                 await stack.enter_async_context(live.agent)
             await checkpointed.wait()
         if self.session.state is not SessionState.STARTING:
-            await self._services.store.update_session(self.session.id, resident=True)
+            # With what it learned while it woke: the agent is told before its prompt.
+            self._turns.session = await self._services.store.update_session(self.session.id, resident=True)
         return live.agent
 
     def _take_over(self, live: LiveAgent) -> None:

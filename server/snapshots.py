@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from server.checkpoints import Skipped, Snapshot, printable
-from server.errors import ErrorCode, RookeryError
 from server.files import WorkspaceFiles
 from server.models import CheckpointKind, CheckpointRecord, EventKind, SessionRecord, TurnRecord
 from server.services import Services
@@ -116,29 +115,6 @@ class Snapshots:
         names = tuple(printable(change.path) for change in changes.entries)
         left = changes.total - len(names)
         return (*names, f"… and {left:,} more") if left else names
-
-
-async def heal_workspace(services: Services, session: SessionRecord, files: WorkspaceFiles) -> None:
-    """See that the files are what they were, and finish a rewind that a crash interrupted: before any work with them.
-
-    Raises:
-        RookeryError: ``storage_unavailable``, ``sandbox_lost``.
-    """
-    if not await files.intact():
-        known = await services.store.checkpoints(session.id)
-        point = f', checkpoint_id="{known[-1].id}"' if known else ""
-        raise RookeryError(
-            ErrorCode.SANDBOX_LOST,
-            "The sandbox came back from its pause with other files than it had, so nothing goes on in it. What was "
-            f'there is kept here: fork_session(session_id="{session.id}"{point}) goes on from it.',
-        )
-    pending = await files.pending()
-    if pending is None:
-        return
-    await services.store.update_session(session.id, pending_notice=joined(session.pending_notice, REWOUND))
-    await files.restore(pending.tree_hash)
-    data = {"text": "A rewind that a crash had interrupted was finished."}
-    await services.store.append_events(session.id, session.turn, [(EventKind.REWIND, data)])
 
 
 def named(skipped: Sequence[Skipped]) -> str:

@@ -20,10 +20,10 @@ from server.authority import SessionAuthority
 from server.conclusions import departure
 from server.direct import book, is_direct, is_spent
 from server.endings import ended_record, is_foreign_result, write_end
-from server.errors import RookeryError
+from server.errors import ErrorCode, RookeryError
 from server.gateway import Grant, classify
 from server.inbox import Leave, OpenTurn, StartTurn, message_id_of
-from server.models import NANO_USD, EventKind, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
+from server.models import NANO_USD, EventKind, Failure, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.placing import Placement
 from server.policy_book import tightest
 from server.retrying import CONTINUE_PROMPT, next_attempt
@@ -379,7 +379,14 @@ class TurnRunner:
             self._services, self.session, turn, self._tracker, upstream=upstream, denials=self._authority.denials
         )
         held = await self._hold(turn)
-        record = await self._snapshots.end_of(record)
+        try:
+            record = await self._snapshots.end_of(record)
+        except RookeryError as error:
+            if error.code is not ErrorCode.SANDBOX_LOST:
+                raise
+            # What the turn did is gone with its sandbox; whatever it said of itself, that is no good end.
+            record = record.model_copy(update={"stop_reason": StopReason.ERROR, "error": Failure.of(error)})
+            held = False
         if held:
             self.still = self._snapshots.latest
         waits = record.stop_reason is StopReason.AWAITING_APPROVAL

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import pytest
+
+from server.sandboxes.base import SandboxSpec
 from server.sandboxes.e2b.options import E2BOptions
-from server.sandboxes.e2b.provider import E2BProvider
+from server.sandboxes.e2b.provider import E2BProvider, open_e2b
+from server.sandboxes.e2b.sandbox import E2BSandbox
 from tests.e2b_cloud.handle import E2BCloud
+from tests.sandboxes import gateway_socket, spec_for
 
 
 def options_for(cloud: E2BCloud, **given: object) -> E2BOptions:
@@ -46,3 +51,25 @@ async def in_one_task(context: AbstractAsyncContextManager[E2BProvider]) -> Asyn
     finally:
         over.set()
         await holding
+
+
+@pytest.fixture
+async def e2b_provider(e2b_cloud: E2BCloud) -> AsyncIterator[E2BProvider]:
+    """A provider on the double, or the cloud."""
+    async with in_one_task(open_e2b(options_for(e2b_cloud))) as provider:
+        yield provider
+
+
+@pytest.fixture
+def e2b_spec() -> Iterator[SandboxSpec]:
+    """Of a sandbox for one test."""
+    with gateway_socket() as gateway:
+        yield spec_for(gateway)
+
+
+@pytest.fixture
+async def e2b_sandbox(e2b_provider: E2BProvider, e2b_spec: SandboxSpec) -> AsyncIterator[E2BSandbox]:
+    """A sandbox for one test."""
+    sandbox = await e2b_provider.create(e2b_spec)
+    yield sandbox
+    await sandbox.destroy()

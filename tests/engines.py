@@ -106,6 +106,11 @@ class PackedCheckpoints(Checkpoints):
         self.files("any", tree)
         return self._home.parent / f"room-{list(self._engines).index(tree)}" / "files"
 
+    def sandbox(self, tree: Path) -> Here:
+        """The sandbox that holds a tree."""
+        self.files("any", tree)
+        return self._sandboxes[tree]
+
     def processes(self, tree: Path) -> list[HereProcess]:
         """All processes that were started for the sandbox that holds a tree."""
         return self._sandboxes[tree].processes

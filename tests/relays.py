@@ -34,6 +34,8 @@ class LocalRelay:
     directory: Path
     gateway: Path
     egress_port: int
+    kept: int | None = None
+    """Bytes of the agent's output that it keeps; None: as many as it does by itself."""
 
     @property
     def socket(self) -> Path:
@@ -44,6 +46,10 @@ class LocalRelay:
     def archive(self) -> Path:
         """The program."""
         return self.directory / "relay.pyz"
+
+    def kept_now(self) -> int:
+        """Bytes of the agent's output that lie on its disk."""
+        return sum(file.stat().st_size for file in (self.directory / "state" / "output").iterdir())
 
     @property
     def config(self) -> Path:
@@ -63,6 +69,7 @@ class LocalRelay:
             "uid": UID,
             "gid": UID,
             "build": bundle.build,
+            **({} if self.kept is None else {"kept": self.kept}),
         }
         command = [sys.executable, "-I", str(self.archive), "start", json.dumps(settings)]
         subprocess.run(command, check=True, timeout=30, cwd="/")
@@ -86,14 +93,14 @@ class LocalRelay:
 
 
 @contextmanager
-def local_relay() -> Iterator[LocalRelay]:
+def local_relay(kept: int | None = None) -> Iterator[LocalRelay]:
     """A running relay, ended at the end."""
     with tempfile.TemporaryDirectory(prefix="relay-") as name, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
         free.close()
         directory = Path(name)
         directory.chmod(0o755)
-        relay = LocalRelay(directory, directory / "public" / "gateway.sock", port)
+        relay = LocalRelay(directory, directory / "public" / "gateway.sock", port, kept)
         relay.start()
         try:
             yield relay

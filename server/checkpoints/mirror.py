@@ -101,6 +101,16 @@ class Mirror:
         """Write down what the workspace of a key is while it is left alone."""
         await self._run(lambda _stop: self._keyed.seal(key, seal))
 
+    async def mistrust(self, key: str) -> None:
+        """Write down that the workspace of a key is to be compared with what is known of it, unless it is sealed."""
+
+        def work(_stop: Stop) -> None:
+            known = self._keyed.latest(key)
+            if known is not None and self._keyed.sealed(key) is None:
+                self._keyed.seal(key, Seal(known.hex(), None))
+
+        await self._run(work)
+
     async def sealed(self, key: str) -> Seal | None:
         """What the workspace of a key was when it was left alone; None while somebody works with it."""
         return await self._run(lambda _stop: self._keyed.sealed(key))

@@ -208,8 +208,9 @@ class Seal:
     """What a workspace was when it was left alone. Of one elsewhere, nothing goes on from anything else."""
 
     tree_hash: str
-    token: str
-    """Also kept inside, where the agent cannot reach it: a disk that was taken back has an older one."""
+    token: str | None
+    """Also kept inside, where the agent cannot reach it: a disk that was taken back has an older one. None: nobody
+    could look at the workspace when it was left, and the tree is the last that is known of it."""
 
 
 def printable(path: str) -> str:

@@ -90,8 +90,9 @@ class WorkspaceFiles(ReadableFiles, Protocol):
     async def seal(self, known_as: str | None = None) -> None:
         """Remember what the files are: they are left alone from now on, for no process is left in the sandbox.
 
-        Elsewhere they must be the same again before anyone works with them; on this host it spares the next rewind
-        the look at all of them, where it is certain that nobody is left who could change them.
+        Elsewhere they must be the same again before anyone works with them, and where this fails, the same as the last
+        that is known of them; on this host it spares the next rewind the look at all of them, where it is certain that
+        nobody is left who could change them.
 
         Args:
             known_as: the tree that they are, if no process of the sandbox has run since that was taken.

@@ -91,9 +91,9 @@ class RemoteEngine:
     @asynccontextmanager
     async def _talking(self, lane: _Lane) -> AsyncIterator[Dialogue]:
         async with lane.lock:
-            dialogue = lane.dialogue
+            # Whatever cancels this meanwhile: nobody else goes on with a conversation that owes an answer.
+            dialogue, lane.dialogue = lane.dialogue, None
             if dialogue is None or not await self._lives(dialogue, lane.used):
-                lane.dialogue = None
                 dialogue = await self._begin()
             lane.dialogue = dialogue
             dialogue.at_rest = False
@@ -107,18 +107,20 @@ class RemoteEngine:
                     await _end(dialogue)
 
     async def _lives(self, dialogue: Dialogue, used: float) -> bool:
-        if dialogue.process.returncode is None:
-            if anyio.current_time() - used < TRUSTED_S:
-                return True
-            try:
+        """Whether a conversation can be gone on with; one that cannot is ended."""
+        lives = dialogue.process.returncode is None and anyio.current_time() - used < TRUSTED_S
+        try:
+            if not lives and dialogue.process.returncode is None:
                 with anyio.fail_after(PING_S):
                     await dialogue.send(do="ping")
                     await dialogue.receive()
-                return True
-            except (RookeryError, TimeoutError, OSError) as error:
-                log.info("files engine is started anew", detail=str(error))
-        await _end(dialogue)
-        return False
+                lives = True
+        except (RookeryError, TimeoutError, OSError) as error:
+            log.info("files engine is started anew", detail=str(error))
+        finally:
+            if not lives:
+                await _end(dialogue)
+        return lives
 
     async def _begin(self) -> Dialogue:
         sandbox = self._held()

@@ -76,6 +76,8 @@ class RemoteFiles:
     async def seal(self, known_as: str | None = None) -> None:
         if await self._mirror.sealed(self._key) is not None:
             return
+        # First what is certain in any case: the sandbox may not answer, or this process die meanwhile.
+        await self._mirror.mistrust(self._key)
         snapshot = await self.take()
         seal = Seal(snapshot.tree_hash, secrets.token_hex(16))
         with _explained():
@@ -93,7 +95,7 @@ class RemoteFiles:
             async with self._engine.working() as dialogue:
                 await dialogue.send(do="look", **self._named)
                 found = await dialogue.receive()
-        if (found.get("tree"), found.get("token")) != (seal.tree_hash, seal.token):
+        if _tree(found.get("tree")) != seal.tree_hash or seal.token not in (None, found.get("token")):
             return False
         await self._mirror.unseal(self._key)
         return True
@@ -127,6 +129,8 @@ class RemoteFiles:
         )
         if restored.exact:
             await self._mirror.remember(self._key, tree_hash)
+        else:
+            await self.take()
         return restored
 
     async def pending(self) -> PendingRestore | None:
@@ -172,7 +176,10 @@ class RemoteFiles:
         async with self._engine.looking() as dialogue:
             await dialogue.send(do="write", parts=_encoded(parts), owner=self._owner)
             await dialogue.send_data(iter([data]))
-            return (await dialogue.receive()).get("created") is True
+            created = (await dialogue.receive()).get("created") is True
+        # Whoever is told that it was written may count on it, whatever becomes of the sandbox.
+        await self.take()
+        return created
 
     async def judged(self, judge: Callable[[LinkLookup], T]) -> T:
         return await judged(judge, self._links)

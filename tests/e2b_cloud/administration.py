@@ -76,6 +76,10 @@ def administration(cloud: Cloud) -> Starlette:
                 await cloud.pause(cloud.sandboxes[identity], memory=True)
         return Response(status_code=204)
 
+    async def upstream(request: Request) -> Response:
+        cloud.egress.upstreams.update(await request.json())
+        return Response(status_code=204)
+
     async def drop_streams(request: Request) -> Response:
         for sandbox in cloud.sandboxes.values():
             sandbox.cut_streams(Cut("dropped", ""))
@@ -99,6 +103,7 @@ def administration(cloud: Cloud) -> Starlette:
             Route("/plan", plan, methods=["POST"]),
             Route("/kill/{id}", kill, methods=["POST"]),
             Route("/pause/{id}", pause, methods=["POST"]),
+            Route("/upstream", upstream, methods=["POST"]),
             Route("/drop-streams", drop_streams, methods=["POST"]),
             Route("/expire-commands", expire_commands, methods=["POST"]),
             Route("/reset", reset, methods=["POST"]),

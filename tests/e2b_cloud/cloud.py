@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from tests.e2b_cloud.egress import Egress
 from tests.e2b_cloud.faults import Faults
 from tests.e2b_cloud.machine import Machine
 from tests.e2b_cloud.processes import Cut
@@ -71,6 +72,7 @@ class Cloud:
         self.home.chmod(0o755)
         self.plan = Plan()
         self.faults = Faults()
+        self.egress = Egress(self.home)
         self.sandboxes: dict[str, Sandbox] = {}
         self.templates: dict[str, Template] = {}
         self.ended: dict[str, str] = {}
@@ -179,9 +181,13 @@ class Cloud:
         """Boot a sandbox's machine and run what its template starts."""
         users = UserNamespace.make()
         try:
-            sandbox.take(await Machine.boot(sandbox.tree, users, sandbox.settings.mounts))
+            network = sandbox.settings.network
+            mounts = {**sandbox.settings.mounts, **self.egress.shown(sandbox.identity, network)}
+            sandbox.take(await Machine.boot(sandbox.tree, users, mounts))
         finally:
             users.close()
+        assert sandbox.machine is not None
+        sandbox.opening = await self.egress.open(sandbox.owner, network, sandbox.machine)
         if sandbox.settings.start_command:
             argv = ["/bin/bash", "-l", "-c", sandbox.settings.start_command]
             process = await sandbox.start(argv, user=None, cwd="", variables={}, stdin=False)
@@ -220,9 +226,11 @@ class Cloud:
         self._created += [now] * count
 
     def set_end(self, sandbox: Sandbox, timeout_s: float) -> None:
-        """Let a sandbox live so long from now."""
+        """Let a sandbox live so long from now, but in one stretch no longer than the plan has it."""
+        now = time.time()
         sandbox.timeout_s = timeout_s
-        sandbox.ends = time.time() + timeout_s
+        timeout_s = min(timeout_s, max(0.0, sandbox.awake_since + self.plan.longest_s - now))
+        sandbox.ends = now + timeout_s
         if sandbox.timer is not None:
             sandbox.timer.cancel()
         sandbox.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, sandbox)
@@ -276,6 +284,7 @@ class Cloud:
         if memory:
             await sandbox.machine.thaw()
         sandbox.paused = False
+        sandbox.awake_since = time.time()
         self.set_end(sandbox, timeout_s)
 
     # Copies.
@@ -331,6 +340,8 @@ class Cloud:
             await self.remove_template(template)
         self.faults.clear()
         self.plan = Plan()
+        self.egress.secrets.clear()
+        self.egress.upstreams.clear()
         self._repeats.clear()
         self.ended.clear()
         return living

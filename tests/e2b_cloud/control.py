@@ -17,6 +17,7 @@ from tests.e2b_cloud.cloud import DEFAULT_TIMEOUT_S, Cloud, RefusedError
 from tests.e2b_cloud.control_bodies import body_of, moment
 from tests.e2b_cloud.machine import MachineGoneError
 from tests.e2b_cloud.sandbox import Sandbox
+from tests.e2b_cloud.secret_routes import secret_routes
 from tests.e2b_cloud.templates import Builds
 
 ENVD_VERSION: Final = "0.6.13"
@@ -257,5 +258,6 @@ def control_plane(cloud: Cloud) -> Starlette:
         Route("/sandboxes/{id}/fork", control.fork, methods=["POST"]),
         Route("/snapshots", control.snapshots, methods=["GET"]),
         *builds.routes(),
+        *secret_routes(cloud.egress, control.owner),
     ]
     return Starlette(routes=routes, exception_handlers={RefusedError: refused, MachineGoneError: vanished})

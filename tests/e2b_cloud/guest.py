@@ -315,8 +315,18 @@ def signal_everything(request: Request) -> Outcome:
     return {}
 
 
+def listen(request: Request) -> Outcome:
+    """A listening socket of the sandbox's own network, for whoever is outside to answer."""
+    listener = socket.socket(socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((request["address"], request["port"]))
+    listener.listen(128)
+    return {}, [listener.detach()]
+
+
 AT_ONCE: dict[str, Callable[[Request, list[int]], Outcome]] = {
     "spawn": spawn,
+    "listen": lambda request, _: listen(request),
     "signal": lambda request, _: signal_process(request),
     "signal_everything": lambda request, _: signal_everything(request),
 }

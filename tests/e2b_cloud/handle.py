@@ -94,7 +94,7 @@ class E2BCloud:
         self._call("POST", "/switches", switches)
 
     def plan(self, **limits: Any) -> None:
-        """Set the plan's ``concurrent``, ``per_second``, ``longest_s``."""
+        """Set the plan's ``concurrent``, ``per_second``, ``longest_s`` (of one stretch from a start to a pause)."""
         self._call("POST", "/plan", limits)
 
     def clear_faults(self) -> None:
@@ -108,6 +108,10 @@ class E2BCloud:
     def pause(self, identity: str) -> None:
         """A sandbox is paused as if its time were over."""
         self._call("POST", f"/pause/{identity}")
+
+    def upstream(self, host: str, url: str) -> None:
+        """A host of the network, as sandboxes see it, is there."""
+        self._call("POST", "/upstream", {host: url})
 
     def drop_streams(self) -> None:
         """All open streams break off without an end."""

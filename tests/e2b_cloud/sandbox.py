@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tests.e2b_cloud.egress import Opening
 from tests.e2b_cloud.machine import GuestError, Machine, MachineGoneError
 from tests.e2b_cloud.processes import RETAINED_S, Cut, Process
 
@@ -47,10 +48,14 @@ class Sandbox:
         self.tree = tree
         self.settings = settings
         self.machine: Machine | None = None
+        self.opening: Opening | None = None
+        """Its way to the network, if its settings allow any."""
         self.paused = False
         self.pause_mode = "full"
         self.processes: dict[int, Process] = {}
         self.started = time.time()
+        self.awake_since = self.started
+        """When it was made or resumed last."""
         self.timeout_s = 300.0
         self.ends = self.started
         self.timer: asyncio.TimerHandle | None = None
@@ -163,6 +168,7 @@ class Sandbox:
     async def end_machine(self) -> None:
         """End the machine and all that hangs on it."""
         machine, self.machine = self.machine, None
+        opening, self.opening = self.opening, None
         self.cut_streams(Cut("unavailable", GONE.format(self.identity)))
         for process in self.processes.values():
             process.abandon()
@@ -170,3 +176,5 @@ class Sandbox:
         if machine is not None:
             with suppress(MachineGoneError):
                 await machine.kill()
+        if opening is not None:
+            await opening.close()

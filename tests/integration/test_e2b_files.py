@@ -4,40 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import anyio
 import pytest
 
 from server.errors import ErrorCode, RookeryError
-from server.models import Outcome, SessionState, StopReason
-from server.registry import Registry
+from server.inbox import Leave
+from server.models import SessionState, StopReason
 from tests.e2b_cloud.handle import E2BCloud
-from tests.house import ME, PATIENCE_S, bash, go_on, open_house, run, settled
+from tests.e2b_sessions import asleep, made, named_point, state_of
+from tests.house import ME, bash, go_on, open_house, settled
 
 pytestmark = [
     pytest.mark.e2b,
     pytest.mark.slow,
     pytest.mark.parametrize("sandbox_kind", ["e2b"], indirect=True),
 ]
-
-
-async def asleep(registry: Registry, cloud: E2BCloud, session_id: str) -> None:
-    """Wait until a session hibernates and its sandbox is paused."""
-    with anyio.fail_after(PATIENCE_S):
-        while (await registry.get(ME, session_id)).resident or state_of(cloud, session_id) != "paused":
-            await anyio.sleep(0.1)
-
-
-def state_of(cloud: E2BCloud, session_id: str) -> str | None:
-    found = [one["state"] for one in cloud.sandboxes if session_id in one["metadata"].values()]
-    return found[0] if found else None
-
-
-async def made(registry: Registry) -> Outcome:
-    """A session with files that were made by Bash."""
-    work = "mkdir -p src; echo one > src/main; ln -s src/main link; for n in 1 2 3 4 5 6; do echo $n > f$n; done"
-    outcome = await run(registry, [bash(work), {"text": "the word is marmalade"}])
-    assert outcome.error is None, outcome.error
-    return outcome
 
 
 async def test_a_sleeping_session_is_looked_at_without_waking_it_and_goes_on_when_it_is_whole(
@@ -124,3 +104,44 @@ async def test_a_file_written_into_a_sleeping_session_is_sealed_again(
         assert outcome.stop_reason is StopReason.END_TURN
         assert (await registry.read_file(ME, session_id, "copy")).text == "from outside\n"
         await settled(registry, session_id)
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["nothing is lost", "the sandbox loses files"])
+async def test_a_rewind_of_a_sleeping_session_is_what_the_next_wake_is_held_to(
+    tmp_path: Path, sandbox_kind: str, e2b_cloud: E2BCloud, lost: bool
+) -> None:
+    async with open_house(tmp_path, idle_s=0.2, e2b_rest_s=1) as registry:
+        session_id = (await made(registry)).session_id
+        second = await go_on(registry, session_id, [bash("echo two > src/main; rm f1"), {"text": "done"}])
+        assert second.checkpoint_id is not None
+        await asleep(registry, e2b_cloud, session_id)
+        await registry.rewind(ME, session_id, second.checkpoint_id, dry_run=False, conversation=False)
+        await asleep(registry, e2b_cloud, session_id)
+        assert (await registry.read_file(ME, session_id, "f1")).text == "1\n"
+        e2b_cloud.switch(half_restored=["/workspace"] if lost else [])
+        outcome = await go_on(registry, session_id, [bash("cat src/main f1"), {"reply_with": "last_tool_result"}])
+        if not lost:
+            assert outcome.text.split() == ["one", "1"]
+            return
+        assert outcome.error is not None
+        assert outcome.error.code is ErrorCode.SANDBOX_LOST
+        e2b_cloud.switch(half_restored=[])
+        [fork] = await registry.fork(ME, session_id, prompt=None, checkpoint_id=named_point(outcome), count=1)
+        assert (await registry.read_file(ME, fork, "src/main")).text == "one\n", "as it was after the rewind"
+        assert (await registry.read_file(ME, fork, "f1")).text == "1\n"
+
+
+async def test_a_dry_run_beside_a_living_agent_does_not_count_as_its_sleep(
+    tmp_path: Path, sandbox_kind: str, e2b_cloud: E2BCloud
+) -> None:
+    async with open_house(tmp_path, idle_s=3600, e2b_rest_s=1) as registry:
+        first = await made(registry)
+        assert first.checkpoint_id is not None
+        await registry.rewind(ME, first.session_id, first.checkpoint_id, dry_run=True, conversation=False)
+        await go_on(registry, first.session_id, [bash("echo two > src/main"), {"text": "done"}])
+        assert (await registry.read_file(ME, first.session_id, "src/main")).text == "two\n"
+        await registry._fleet.dismiss(first.session_id, Leave.HIBERNATE)
+        await asleep(registry, e2b_cloud, first.session_id)
+        outcome = await go_on(registry, first.session_id, [bash("cat src/main"), {"reply_with": "last_tool_result"}])
+        assert outcome.error is None
+        assert outcome.text.strip() == "two"

@@ -31,14 +31,16 @@ echo looked
 
 
 class Witness:
-    """Passes requests on to the scripted model and keeps the credentials that came with them."""
+    """Passes requests on to the scripted model and keeps what was asked, and the credentials that came with it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            self.paths.append(scope["path"])
             self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
         await self._app(scope, receive, send)
 

@@ -6,7 +6,6 @@ kernel, as in the cloud.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import anyio
@@ -14,40 +13,18 @@ import anyio.to_thread
 import pytest
 
 from server.models import EventKind
-from server.sandboxes.base import SandboxSpec
 from server.sandboxes.e2b.layout import RELAY, RELAY_SOCKET, STATE
-from server.sandboxes.e2b.provider import E2BProvider, open_e2b
 from server.sandboxes.e2b.relay.frames import Frame, encode
 from server.sandboxes.e2b.sandbox import E2BSandbox
 from tests.e2b_cloud.handle import E2BCloud
-from tests.e2b_providers import in_one_task, options_for
 from tests.house import bash, open_house, seen, settled, spawn
 from tests.integration.test_secrets import CANARY, paid_model
+from tests.looking import holding, processes_holding
 from tests.providers import settings_on
-from tests.sandboxes import gateway_socket, spec_for
 
 pytestmark = pytest.mark.e2b
 
 PATIENCE_S = 60.0
-
-
-@pytest.fixture
-async def provider(e2b_cloud: E2BCloud) -> AsyncIterator[E2BProvider]:
-    async with in_one_task(open_e2b(options_for(e2b_cloud))) as provider:
-        yield provider
-
-
-@pytest.fixture
-def spec() -> Iterator[SandboxSpec]:
-    with gateway_socket() as gateway:
-        yield spec_for(gateway)
-
-
-@pytest.fixture
-async def sandbox(provider: E2BProvider, spec: SandboxSpec) -> AsyncIterator[E2BSandbox]:
-    sandbox = await provider.create(spec)
-    yield sandbox
-    await sandbox.destroy()
 
 
 ATTEMPTS = f"""
@@ -99,10 +76,10 @@ attempt("reach the network", lambda: socket.create_connection(("1.1.1.1", 443), 
 """
 
 
-async def test_s02_the_agent_neither_reads_nor_signals_nor_reaches_the_relay(sandbox: E2BSandbox) -> None:
+async def test_s02_the_agent_neither_reads_nor_signals_nor_reaches_the_relay(e2b_sandbox: E2BSandbox) -> None:
     """S02: the relay belongs to root: its socket, files, memory and descriptors are out of the agent's reach."""
-    agent = await sandbox.start_agent(["sleep", "600"], {})
-    result = await sandbox.run(["python3", "-c", ATTEMPTS])
+    agent = await e2b_sandbox.start_agent(["sleep", "600"], {})
+    result = await e2b_sandbox.run(["python3", "-c", ATTEMPTS])
     assert result.exit_code == 0, result.stderr
     first, _, rest = result.stdout.decode().partition("\n")
     assert first.endswith("relays, 1100")
@@ -129,7 +106,7 @@ sys.stdin.read()
 """
 
 
-async def test_s03_the_agent_cannot_forge_a_frame_of_the_relay(sandbox: E2BSandbox) -> None:
+async def test_s03_the_agent_cannot_forge_a_frame_of_the_relay(e2b_sandbox: E2BSandbox) -> None:
     """S03: what it writes is its output and nothing else, whatever it looks like and wherever it writes it."""
     forged = b"".join(
         encode(Frame(kind, fields, b"forged"), text=True)
@@ -142,8 +119,8 @@ async def test_s03_the_agent_cannot_forge_a_frame_of_the_relay(sandbox: E2BSandb
             ("end", {"s": 2}),
         )
     )
-    agent = await sandbox.start_agent(["python3", "-c", FORGE, forged.hex()], {})
-    other = await sandbox.start_root(["cat"])
+    agent = await e2b_sandbox.start_agent(["python3", "-c", FORGE, forged.hex()], {})
+    other = await e2b_sandbox.start_root(["cat"])
     expected = forged + b"done\n"
     heard = b""
     with anyio.fail_after(PATIENCE_S):
@@ -157,31 +134,6 @@ async def test_s03_the_agent_cannot_forge_a_frame_of_the_relay(sandbox: E2BSandb
     await agent.close_input()
     assert await agent.wait() == 0
     await other.terminate()
-
-
-def holding(place: Path, needles: list[bytes]) -> list[str]:
-    """Files below a directory in which one of these is, whoever they belong to."""
-    found = []
-    for path in place.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            content = path.read_bytes()
-            found += [str(path) for needle in needles if needle in content]
-    return found
-
-
-def processes_holding(identity: str, needles: list[bytes]) -> tuple[int, list[str]]:
-    """How many processes the sandbox has, and which hold one of these in environment, arguments or memory."""
-    count, found = 0, []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if identity not in (process / "mountinfo").read_text():
-                continue
-            count += 1
-            content = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        found += [str(process) for needle in needles if needle in content]
-    return count, found
 
 
 async def test_x01_no_key_is_in_the_sandboxs_environment_files_or_arguments(

@@ -63,7 +63,8 @@ def failure_of(error: Exception, doing: str, *, creating: bool = False) -> Rooke
             return unavailable("The template is too old: run `rookery e2b build` again.", retryable=False)
         case sdk.SandboxException(status_code=status) if status in (400, 403, 404, 422):
             message = (
-                f"E2B refuses to {doing}: look at the template's name and at the plan's longest life (1 h or 24 h)."
+                f"E2B refuses to {doing}: look at the template's name, and at ROOKERY_E2B_TIMEOUT_S, which must not be "
+                "longer than the plan lets a sandbox run (1 h or 24 h)."
             )
             if status == 404 and creating:
                 message = "E2B has no such template: run `rookery e2b build`, or set ROOKERY_E2B_TEMPLATE."

@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
-import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-import structlog
 from anyio.abc import TaskGroup
 
 from server.errors import ErrorCode, RookeryError
 from server.sandboxes.base import CONFIG_DIR, WORKSPACE, CommandResult, Outlet, SandboxSpec
 from server.sandboxes.bubblewrap.seccomp import filter_program
-from server.sandboxes.e2b.channel import unix_destination
 from server.sandboxes.e2b.cloud import Cloud
 from server.sandboxes.e2b.config_files import checked, tar_stream
+from server.sandboxes.e2b.doors import Doors
 from server.sandboxes.e2b.hold import Hold
 from server.sandboxes.e2b.layout import AGENT_ENVIRONMENT, AGENT_UID, ROOT_ENVIRONMENT, direct_environment
 from server.sandboxes.e2b.options import E2BOptions, Traffic
 from server.sandboxes.e2b.plan import Plan
 from server.sandboxes.e2b.processes import RemoteAgent, RemoteProcess
+from server.sandboxes.e2b.residence import Residence
 from server.sandboxes.e2b.running import run_to_end
 from server.sandboxes.remote_tar import pack_remote, unpack_remote
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from e2b import AsyncSandbox
 
-log = structlog.get_logger(__name__)
-
 KIND: Final = "e2b"
-
-SWEEP_S: Final = 15.0
-PAUSE_S: Final = 60.0
-
-STOPPED_REST_S: Final = 3.0
-"""How long a sandbox runs on after ``stop``: who stops an agent often looks at its files next."""
-
-LOOK_S: Final = 1.0
-"""How often a sandbox that may rest is looked at."""
 
 CORE_BYTES: Final = 0
 ERROR_KEPT: Final = 16 * 1024
@@ -68,25 +53,16 @@ class E2BSandbox:
         sandbox_id: str,
         fresh: AsyncSandbox | None = None,
     ) -> None:
-        self._cloud = cloud
-        self._plan = plan
         self._options = options
-        self._tasks = tasks
         self._spec = spec
         self._id = sandbox_id
-        self._fresh = fresh
-        self._unswept = fresh is None
-        self._hold: Hold | None = None
-        self._gate = anyio.Lock()
+        self._doors = Doors(spec.gateway_socket)
+        self._residence = Residence(
+            cloud, plan, options, tasks, sandbox_id, self._doors.destinations, lambda: self._is_busy, fresh
+        )
         self._processes: set[RemoteProcess] = set()
         self._roots: set[RemoteProcess] = set()
         self._agent: RemoteAgent | None = None
-        self._egress: Path | None = None
-        self._admitted = anyio.Event()
-        """Set once whoever answers connections from inside knows them: not while an agent is being taken over."""
-        self._gone = False
-        self._used = anyio.current_time()
-        self._rest_s = options.rest_s
 
     @property
     def reference(self) -> Mapping[str, Any]:
@@ -101,12 +77,12 @@ class E2BSandbox:
     @property
     def alive(self) -> bool:
         """Whether it was not removed by this object."""
-        return not self._gone
+        return not self._residence.gone
 
     @property
     def is_held(self) -> bool:
         """Whether it runs and is talked to at present."""
-        return not self._gone and self._hold is not None and self._hold.channel.failure is None
+        return self._residence.is_held
 
     async def come_up(self) -> None:
         """Wait until its relay answers.
@@ -114,7 +90,7 @@ class E2BSandbox:
         Raises:
             RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
         """
-        await self._held()
+        await self._residence.held()
 
     # --- processes --------------------------------------------------------------------------------------------
 
@@ -136,8 +112,8 @@ class E2BSandbox:
             RookeryError: ``sandbox_unavailable``, ``sandbox_lost``, ``invalid_argument``.
         """
         files = checked(config_files or {})
-        self._admitted.set()
-        hold = await self._held()
+        self._doors.admit()
+        hold = await self._residence.held()
         renewed = await hold.channel.open("renew")
         if await renewed.finish() is None:
             raise _unavailable(f"the configuration directory: {renewed.why}")
@@ -158,14 +134,14 @@ class E2BSandbox:
         Raises:
             RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
         """
-        self._unswept = False
-        hold = await self._held()
+        self._residence.spare()
+        hold = await self._residence.held()
         stream = await hold.channel.open("resume", position=-1 if position is None else position)
         agent = RemoteAgent(stream)
         if not await agent.met():
             return None
         agent.told = await self._inputs(hold)
-        agent.on_admit = self._admitted.set
+        agent.on_admit = self._doors.admit
         return self._attended(agent, outlet)
 
     async def _inputs(self, hold: Hold) -> bytes:
@@ -181,7 +157,7 @@ class E2BSandbox:
         return self._attended(agent, outlet)
 
     def _attended(self, agent: RemoteAgent, outlet: Outlet | None) -> RemoteAgent:
-        close = self._listen(outlet)
+        close = self._doors.listen(outlet)
 
         def released(process: RemoteProcess) -> None:
             close()
@@ -210,7 +186,7 @@ class E2BSandbox:
             RookeryError: ``timeout`` (its processes are gone then), ``sandbox_unavailable``, ``sandbox_lost``,
                 ``invalid_argument``.
         """
-        close = self._listen(outlet)
+        close = self._doors.listen(outlet)
         try:
             process = await self._started(argv, env or {}, stderr_kept=max_output, egress=outlet is not None)
             return await run_to_end(process, stdin, timeout_s, max_output)
@@ -223,7 +199,7 @@ class E2BSandbox:
         Raises:
             RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
         """
-        hold = await self._held()
+        hold = await self._residence.held()
         request = {
             "argv": list(argv),
             "env": {**ROOT_ENVIRONMENT, **(env or {})},
@@ -239,8 +215,8 @@ class E2BSandbox:
         self, argv: Sequence[str], env: Mapping[str, str], *, stderr_kept: int, egress: bool
     ) -> RemoteProcess:
         if egress:
-            self._admitted.set()
-        hold = await self._held()
+            self._doors.admit()
+        hold = await self._residence.held()
         request = await self._request(argv, env, stderr=stderr_kept)
         process = RemoteProcess(await hold.channel.open("run", request, egress=egress), self._forget)
         self._processes.add(process)
@@ -249,7 +225,7 @@ class E2BSandbox:
     async def _request(self, argv: Sequence[str], env: Mapping[str, str], **more: Any) -> dict[str, Any]:
         if any("\0" in word for word in (*argv, *env, *env.values())) or any("=" in name or not name for name in env):
             raise RookeryError(ErrorCode.INVALID_ARGUMENT, "A word of the command or a variable cannot be passed on.")
-        hold = await self._held()
+        hold = await self._residence.held()
         try:
             seccomp = filter_program(hold.channel.machine)
         except ValueError as error:
@@ -282,7 +258,7 @@ class E2BSandbox:
         self._roots.discard(process)
         if process is self._agent:
             self._agent = None
-        self._used = anyio.current_time()
+        self._residence.touch()
 
     # --- files ------------------------------------------------------------------------------------------------
 
@@ -298,40 +274,6 @@ class E2BSandbox:
     def _disk_bytes(self) -> int:
         return self._spec.limits.disk_mb << 20
 
-    # --- the network ------------------------------------------------------------------------------------------
-
-    def _listen(self, outlet: Outlet | None) -> Callable[[], None]:
-        """Let an outlet answer what programs inside ask of their proxy; ends that."""
-        if outlet is None:
-            return lambda: None
-        path = self._spec.gateway_socket.with_name(f"e{secrets.token_hex(6)}.sock")
-        listener = socket.socket(socket.AF_UNIX)
-        try:
-            listener.bind(str(path))
-            listener.listen(128)
-            listener.setblocking(False)
-        except OSError:
-            listener.close()
-            raise
-        self._egress = path
-        end = outlet.serve(listener)
-
-        def close() -> None:
-            end()
-            path.unlink(missing_ok=True)
-            if self._egress == path:
-                self._egress = None
-
-        return close
-
-    async def _to_gateway(self) -> socket.socket:
-        await self._admitted.wait()
-        return await unix_destination(str(self._spec.gateway_socket))
-
-    async def _to_egress(self) -> socket.socket | None:
-        await self._admitted.wait()
-        return None if self._egress is None else await unix_destination(str(self._egress))
-
     # --- its life ---------------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
@@ -339,32 +281,7 @@ class E2BSandbox:
 
         One that is paused already is not woken: what is frozen in it is ended at its next start.
         """
-        with anyio.CancelScope(shield=True):
-            if self._gone or (self._hold is None and await self._is_paused()):
-                return
-            try:
-                with anyio.move_on_after(SWEEP_S):
-                    await self._sweep(await self._held())
-            except RookeryError as error:
-                if error.code is not ErrorCode.SANDBOX_LOST:
-                    raise
-                log.info("sandbox_gone_before_stop", sandbox=self._id)
-            self._rest_s = min(STOPPED_REST_S, self._options.rest_s)
-            self._used = anyio.current_time()
-
-    async def _is_paused(self) -> bool:
-        """Whether there is nothing to stop."""
-        try:
-            return await self._cloud.state(self._id) == "paused"
-        except RookeryError as error:
-            if error.code is ErrorCode.SANDBOX_LOST:
-                return True
-            raise
-
-    async def _sweep(self, hold: Hold) -> None:
-        self._unswept = False
-        swept = await hold.channel.open("sweep")
-        await swept.finish()
+        await self._residence.stop()
 
     async def destroy(self) -> None:
         """End it, with its files. Bounded, idempotent.
@@ -372,97 +289,15 @@ class E2BSandbox:
         Raises:
             RookeryError: ``sandbox_unavailable`` when E2B did not do so; the janitor tries again.
         """
-        with anyio.CancelScope(shield=True):
-            async with self._gate:
-                self._gone = True
-                await self._let_go()
-                if self._fresh is not None:
-                    # It has a place of the plan, and never got a hold that would give it back.
-                    self._fresh = None
-                    self._plan.give_place()
-                await self._cloud.kill(self._id)
+        await self._residence.destroy()
 
     async def rest(self) -> None:
         """Let go of it and have it paused, unless something runs in it. Bounded; failures are logged."""
-        with anyio.CancelScope(shield=True), anyio.move_on_after(PAUSE_S):
-            async with self._gate:
-                # Looked at again behind the gate: somebody may have come to use it meanwhile.
-                if self._hold is None or self._gone or not self._may_rest(self._hold):
-                    return
-                await self._let_go()
-                try:
-                    await self._cloud.pause(self._id)
-                except RookeryError as error:
-                    # It pauses by itself when nobody extends its life.
-                    log.warning("sandbox_not_paused", sandbox=self._id, error=str(error), detail=error.detail)
-
-    def _may_rest(self, hold: Hold) -> bool:
-        quiet = anyio.current_time() - max(self._used, hold.channel.active)
-        return quiet >= self._rest_s and not self._busy
+        await self._residence.rest()
 
     @property
-    def _busy(self) -> bool:
+    def _is_busy(self) -> bool:
         return bool(self._processes) or any(process.owes_answer for process in self._roots)
-
-    async def _held(self) -> Hold:
-        """Its hold; it is resumed where need be.
-
-        Raises:
-            RookeryError: ``sandbox_lost``, ``sandbox_unavailable``, ``too_many_sessions``.
-        """
-        self._used = anyio.current_time()
-        async with self._gate:
-            if self._gone:
-                raise RookeryError(ErrorCode.SANDBOX_LOST, "The sandbox was removed.")
-            if self._hold is not None and self._hold.channel.failure is not None:
-                await self._let_go()
-            hold = self._hold
-            if hold is None:
-                hold = await self._take_hold()
-            await hold.channel.ready()
-            if self._unswept:
-                await self._sweep(hold)
-            self._used = anyio.current_time()
-        return hold
-
-    async def _take_hold(self) -> Hold:
-        fresh, self._fresh = self._fresh, None
-        if fresh is None:
-            await self._plan.take_place()
-        doors = {"gateway": self._to_gateway, "egress": self._to_egress}
-        hold = Hold(self._cloud, self._id, self._options.timeout_s, doors, fresh)
-        self._rest_s = self._options.rest_s
-        self._hold = hold
-        self._tasks.start_soon(self._keep, hold)
-        try:
-            await hold.channel.ready()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._let_go()
-            raise
-        return hold
-
-    async def _keep(self, hold: Hold) -> None:
-        """Run a hold, and look whether the sandbox may rest."""
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._watch, hold)
-                await hold.run()
-                tasks.cancel_scope.cancel()
-        finally:
-            self._plan.give_place()
-
-    async def _watch(self, hold: Hold) -> None:
-        while True:
-            await anyio.sleep(LOOK_S)
-            if self._may_rest(hold):
-                # It ends this very task, unless somebody comes in between.
-                self._tasks.start_soon(self.rest)
-
-    async def _let_go(self) -> None:
-        if self._hold is not None:
-            hold, self._hold = self._hold, None
-            await hold.let_go()
 
 
 def _unavailable(detail: str) -> RookeryError:

@@ -13,6 +13,8 @@ from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
 from server.sandboxes.e2b.channel import unix_destination
 from server.sandboxes.e2b.processes import RemoteAgent, RemoteProcess
+from server.sandboxes.e2b.relay.frames import PIECE
+from server.sandboxes.e2b.relay.records import SEGMENT
 from tests.relays import Host, LocalRelay, host_of, local_relay
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a relay starts processes as another user")
@@ -144,6 +146,27 @@ async def test_another_host_goes_on_where_the_last_one_had_settled(relay: LocalR
         await started.write(b"second\n")
         whole = settled + await everything(started)
         assert whole.decode().splitlines() == [*(f"line {n}" for n in range(1, 3001)), "got first", "got second"]
+
+
+async def test_output_that_no_host_settles_is_bounded_and_holds_the_agent_up_until_one_does() -> None:
+    kept, whole = 5 << 20, 24 << 20
+    bound = kept + PIECE
+    with local_relay(kept) as relay:
+        async with host_of(relay) as host:
+            flood = await agent(host, "/bin/sh", "-c", f"yes 'a line of many' | head -c {whole}")
+            heard, settled, rounds = 0, 0, 0
+            with anyio.fail_after(PATIENCE_S):
+                while piece := await flood.read():
+                    heard += len(piece)
+                    assert heard <= settled + bound, "it was not held up"
+                    if heard >= min(settled + kept, whole):
+                        # It has had time to say more, had it been let.
+                        assert await everything(await command(host, "echo", "here")) == b"here\n"
+                        assert relay.kept_now() <= bound + SEGMENT, "what is settled goes, a file at a time"
+                        flood.settle(settled := heard)
+                        rounds += 1
+            assert (heard, await flood.wait()) == (whole, 0)
+            assert rounds >= 4
 
 
 async def test_another_host_learns_what_was_told_and_not_settled(relay: LocalRelay) -> None:

@@ -21,7 +21,7 @@ from policies.paths import resolve
 from policies.types import LinkLookup
 from server.checkpoints import Snapshot
 from server.errors import ErrorCode, RookeryError
-from server.files import HostFiles, WorkspaceFiles
+from server.files import HostFiles, WorkspaceFiles, engines
 from server.files.shipment import ENGINE
 from tests.engines import PackedCheckpoints, open_packed_desk
 from tests.unit.checkpoints.workspaces import Desk, describe, shell
@@ -179,6 +179,31 @@ async def test_a_cancelled_snapshot_ends_its_engine_and_holds_nothing_up(desk: D
         group.cancel_scope.cancel()
     assert process.returncode is not None
     assert (await desk.engine.take("s", desk.tree)).files == 1
+
+
+async def test_an_engine_that_owes_the_answer_to_a_cancelled_question_is_not_gone_on_with(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "TRUSTED_S", -1.0)
+    shell(desk.tree, "echo one > file")
+    files = packed(desk).files("s", desk.tree)
+    await files.seal()
+    process = packed(desk).processes(desk.tree)[-1]
+    asked = anyio.Event()
+    write = process.write
+
+    async def frozen(data: bytes) -> None:
+        await write(data)
+        asked.set()
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(process, "write", frozen)
+    async with anyio.create_task_group() as group:
+        group.start_soon(files.intact)
+        await asked.wait()
+        group.cancel_scope.cancel()
+    monkeypatch.setattr(process, "write", write)
+    assert await files.intact(), "the answer to the look was taken, not the late one to the question before"
 
 
 async def test_looking_and_writing_answer_as_on_the_host(desk: Desk, tmp_path: Path) -> None:

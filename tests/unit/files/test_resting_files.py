@@ -12,9 +12,10 @@ import pytest
 from policies import Facts
 from policies.paths import resolve
 from policies.types import LinkLookup
-from server.errors import RookeryError
+from server.errors import ErrorCode, RookeryError
 from server.files import HostFiles, ReadableFiles, StoredFiles
 from server.files.engines import THIN_AFTER
+from server.sandboxes.base import AgentProcess
 from tests.engines import PackedCheckpoints, open_packed_desk
 from tests.unit.checkpoints.workspaces import Desk, describe, shell
 
@@ -96,6 +97,36 @@ async def test_whatever_was_lost_is_noticed_each_time_and_a_fork_has_it(
     assert not await files.intact()
     await desk.another().materialise(snapshot.tree_hash, fork := desk.fork_place())
     assert describe(fork) == wanted
+
+
+def break_engine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nothing of ours can be started in the sandbox."""
+
+    async def refuse(*_: object, **__: object) -> AgentProcess:
+        raise RookeryError(ErrorCode.SANDBOX_UNAVAILABLE, "The sandbox cannot be reached.")
+
+    monkeypatch.setattr(packed(desk).sandbox(desk.tree), "start_root", refuse)
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["nothing was lost", "a file was lost"])
+async def test_a_workspace_that_could_not_be_sealed_is_compared_with_what_was_known_of_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    shell(desk.tree, "mkdir a; echo x > a/file")
+    files = packed(desk).files("s", desk.tree)
+    await files.seal()
+    assert await files.intact()
+    assert await files.write((b"a", b"new"), b"from outside")
+    await packed(desk).close()
+    with monkeypatch.context() as patch:
+        break_engine(desk, patch)
+        with pytest.raises(RookeryError, match="sandbox_unavailable"):
+            await files.seal()
+    assert await packed(desk).mirror.sealed("s") is not None
+    if lost:
+        (desk.tree / "a" / "new").unlink()
+    assert await files.intact() is not lost
+    assert (await packed(desk).mirror.sealed("s") is not None) is lost, "it stays so until somebody decides"
 
 
 async def test_what_only_older_snapshots_need_goes_from_the_sandbox_and_comes_back_when_asked_for(desk: Desk) -> None:

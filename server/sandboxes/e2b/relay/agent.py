@@ -19,8 +19,12 @@ from server.sandboxes.e2b.relay.frames import PIECE, Frame
 from server.sandboxes.e2b.relay.mux import Stream, StreamClosedError
 from server.sandboxes.e2b.relay.records import Log
 
-LOG_LIMIT = 1 << 30
-"""Bytes of output that are kept at most; the agent waits then until a host took some."""
+KEPT = 1 << 30
+"""Bytes of output that are kept at most, unless the settings say otherwise.
+
+A host settles a turn's output at the turn's end, for the next host must hear all of a turn to go on with it. So an
+agent that says more than this in one turn waits, until the host ends the turn at its time.
+"""
 
 MAX_RECORD = 64 << 20
 """Largest single input."""
@@ -35,12 +39,14 @@ class AgentKeeper:
     Args:
         directory: where its logs lie; out of its own reach.
         identity: who it runs as.
+        kept: bytes of its output that are kept at most.
     """
 
-    def __init__(self, children: Children, directory: Path, identity: Identity) -> None:
+    def __init__(self, children: Children, directory: Path, identity: Identity, kept: int) -> None:
         self._children = children
         self._directory = directory
         self._identity = identity
+        self._kept = kept
         self._agent: KeptAgent | None = None
 
     async def start(self, stream: Stream, frame: Frame) -> None:
@@ -56,7 +62,7 @@ class AgentKeeper:
             agent, self._agent = self._agent, None
             await agent.dispose()
         child = start_child(self._children, request, self._identity)
-        self._agent = KeptAgent(self._children, child, self._directory, request.get("keepsake"))
+        self._agent = KeptAgent(self._children, child, self._directory, request.get("keepsake"), self._kept)
         self._agent.follow(stream, 0)
 
     def resume(self, stream: Stream, frame: Frame) -> None:
@@ -85,10 +91,11 @@ class AgentKeeper:
 class KeptAgent:
     """A started agent. Made by :class:`AgentKeeper` only."""
 
-    def __init__(self, children: Children, child: Child, directory: Path, keepsake: Any) -> None:
+    def __init__(self, children: Children, child: Child, directory: Path, keepsake: Any, limit: int) -> None:
         self._attended = Attended(children, child, stderr_kept=STDERR_KEPT)
         self._child = child
         self._keepsake = keepsake
+        self._limit = limit
         self._output = Log(directory / "output")
         self._input = Log(directory / "input")
         self._input_ends: deque[tuple[int, int]] = deque()
@@ -133,7 +140,7 @@ class KeptAgent:
     async def _record(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            while self._output.size >= LOG_LIMIT:
+            while self._output.size >= self._limit:
                 self._trimmed.clear()
                 await self._trimmed.wait()
             try:

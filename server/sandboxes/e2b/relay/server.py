@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from server.sandboxes.e2b.relay.agent import AgentKeeper, renew_directory
+from server.sandboxes.e2b.relay.agent import KEPT, AgentKeeper, renew_directory
 from server.sandboxes.e2b.relay.children import Children, Identity, StartError
 from server.sandboxes.e2b.relay.commands import run_command
 from server.sandboxes.e2b.relay.doors import Door, loopback_listener, peer, unix_listener
@@ -45,6 +45,8 @@ class Settings:
         self.egress_port = int(given["egress_port"])
         self.agent = Identity(int(given["uid"]), int(given["gid"]))
         self.build = str(given.get("build", ""))
+        self.kept = int(given.get("kept", KEPT))
+        """Bytes of the agent's output that are kept at most."""
 
 
 class Relay:
@@ -54,7 +56,7 @@ class Relay:
         self._settings = settings
         self._children = Children()
         self._mux = Mux(1, self._opened, text=True)
-        self._keeper = AgentKeeper(self._children, settings.directory, settings.agent)
+        self._keeper = AgentKeeper(self._children, settings.directory, settings.agent, settings.kept)
         self._host = ""
         self._client: int | None = None
         self._connection: socket.socket | None = None
