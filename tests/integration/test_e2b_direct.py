@@ -149,7 +149,7 @@ async def test_with_direct_traffic_the_agent_reaches_all_that_the_key_is_good_fo
     tmp_path: Path, e2b_cloud: E2BCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weaker than the gateway, which would refuse it or count it; no other host is reached all the same."""
-    asking = "for host in $HOSTS; do curl -s -o /dev/null -w '%{http_code} ' https://$host/v1/files; done"
+    asking = "for host in $HOSTS; do curl -s -o /dev/null -w '%{http_code} ' https://$host/v1/files; done; true"
     steps = [bash(f"export HOSTS='{HOST} example.com'; {asking}"), {"reply_with": "last_tool_result"}]
     async with direct_house(tmp_path, e2b_cloud, monkeypatch) as (registry, witness):
         outcome = await run(registry, steps)
