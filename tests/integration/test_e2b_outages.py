@@ -26,17 +26,12 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for a sandbox that cannot be reached gives up soon."""
-    monkeypatch.setattr(resting, "SEAL_S", 2.0)
-    monkeypatch.setattr(processes, "END_S", 1.0)
-    monkeypatch.setattr(launching, "STOP_TIMEOUT_S", 2.0)
-    monkeypatch.setattr(channel, "GIVE_UP_S", 2.0)
-
-
-def cut_off(cloud: E2BCloud) -> None:
-    """From now on no sandbox can be reached."""
+def cut_off(cloud: E2BCloud, hasty: pytest.MonkeyPatch) -> None:
+    """From now on no sandbox can be reached, and who waits for one gives up soon."""
+    hasty.setattr(resting, "SEAL_S", 2.0)
+    hasty.setattr(processes, "END_S", 1.0)
+    hasty.setattr(launching, "STOP_TIMEOUT_S", 2.0)
+    hasty.setattr(channel, "GIVE_UP_S", 2.0)
     refusal: dict[str, Any] = {"status": 503, "headers": {"Should-Retry": "false"}, "times": None}
     body = '{"code": 503, "message": "not now"}'
     cloud.fault("control", "/connect$", "status", **refusal, body=body)
@@ -54,12 +49,13 @@ def pass_over(cloud: E2BCloud, session_id: str, lost: list[str]) -> None:
 
 @pytest.mark.parametrize("lost", [False, True], ids=["nothing is lost", "the sandbox loses files"])
 async def test_a_session_that_could_not_be_looked_at_when_it_fell_asleep_is_held_to_its_last_turns_end(
-    tmp_path: Path, sandbox_kind: str, e2b_cloud: E2BCloud, hasty: None, lost: bool
+    tmp_path: Path, sandbox_kind: str, e2b_cloud: E2BCloud, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
     async with open_house(tmp_path, idle_s=3600, e2b_rest_s=1) as registry:
         session_id = (await made(registry)).session_id
-        cut_off(e2b_cloud)
-        await registry._fleet.dismiss(session_id, Leave.HIBERNATE)
+        with monkeypatch.context() as hasty:
+            cut_off(e2b_cloud, hasty)
+            await registry._fleet.dismiss(session_id, Leave.HIBERNATE)
         assert not (await registry.get(ME, session_id)).resident
         pass_over(e2b_cloud, session_id, ["/workspace"] if lost else [])
         outcome = await go_on(registry, session_id, [bash("touch ran; cat f6"), {"reply_with": "conversation"}])
@@ -86,18 +82,19 @@ async def working(registry: Registry, cloud: E2BCloud, session_id: str) -> None:
 
 
 async def test_a_turn_that_was_cut_off_unseen_is_gone_on_from_only_with_a_word_to_the_user_and_to_the_agent(
-    tmp_path: Path, sandbox_kind: str, e2b_cloud: E2BCloud, hasty: None
+    tmp_path: Path, sandbox_kind: str, e2b_cloud: E2BCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_house(tmp_path, idle_s=3600, e2b_rest_s=1) as registry:
         session_id = (await made(registry)).session_id
         await working(registry, e2b_cloud, session_id)
-        cut_off(e2b_cloud)
-        with anyio.fail_after(PATIENCE_S):
-            while session_id in registry._fleet.actors:
-                await anyio.sleep(0.05)
-        # It may still be at work there, so that is no end; the user says that it is.
-        assert (await registry.outcome(ME, session_id)).state is SessionState.RUNNING
-        await registry.interrupt(ME, session_id)
+        with monkeypatch.context() as hasty:
+            cut_off(e2b_cloud, hasty)
+            with anyio.fail_after(PATIENCE_S):
+                while session_id in registry._fleet.actors:
+                    await anyio.sleep(0.05)
+            # It may still be at work there, so that is no end; the user says that it is.
+            assert (await registry.outcome(ME, session_id)).state is SessionState.RUNNING
+            await registry.interrupt(ME, session_id)
         cut = await settled(registry, session_id)
         assert cut.stop_reason is StopReason.INTERRUPTED
         pass_over(e2b_cloud, session_id, [])
@@ -116,7 +113,7 @@ async def test_a_turn_that_was_cut_off_unseen_is_gone_on_from_only_with_a_word_t
 
 
 async def test_a_turn_whose_sandbox_dies_is_lost_and_a_fork_goes_on_from_its_start(
-    tmp_path: Path, sandbox_kind: str, e2b_cloud: E2BCloud, hasty: None
+    tmp_path: Path, sandbox_kind: str, e2b_cloud: E2BCloud
 ) -> None:
     async with open_house(tmp_path, idle_s=3600, e2b_rest_s=1) as registry:
         session_id = (await made(registry)).session_id
