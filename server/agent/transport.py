@@ -99,7 +99,7 @@ class SandboxTransport(Transport):
         self._session_id = session_id
         self._transcripts = f"{CONFIG_DIR}/{TRANSCRIPTS}/{session_id}"
         self._process: AgentProcess | None = None
-        self._write_lock = anyio.Lock()
+        self._write_lock = anyio.Lock(fast_acquire=True)
         self._ending = False
 
     @property

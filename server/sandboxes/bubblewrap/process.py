@@ -89,7 +89,7 @@ class SandboxProcess:
         self._loop = asyncio.get_running_loop()
         self._exited = anyio.Event()
         self._ending = anyio.Lock()
-        self._writing = anyio.Lock()
+        self._writing = anyio.Lock(fast_acquire=True)
         self._closed = False
         self._input_closed = False
         self._stderr = bytearray()

@@ -143,7 +143,7 @@ class RemoteAgent(RemoteProcess):
 
     def __init__(self, stream: Stream, released: Callable[[RemoteProcess], None] | None = None) -> None:
         super().__init__(stream, released)
-        self._writing = anyio.Lock()
+        self._writing = anyio.Lock(fast_acquire=True)
         self._inputs = 0
         self._closed = False
         self.on_admit: Callable[[], None] | None = None
