@@ -25,7 +25,7 @@ from server.errors import ErrorCode, RookeryError
 from server.models import Record
 from tools.arguments import parse_arguments
 from tools.backend import Backend, Registry
-from tools.cleaning import cleaned, cleaned_value
+from tools.cleaning import cleaned, guarded, guarded_value
 from tools.elicitation import Elicitation, QuestionsPending, elicitation_of
 from tools.errors import as_rookery_error, failure
 from tools.identity import caller_of, caller_of_request
@@ -124,9 +124,13 @@ class ToolDefinition(Generic[Arguments, Answer]):
         answer = await self.run(call, arguments)
         link = None if self.link is None else self.link(answer)
         structured = answer.model_dump(mode="json")
+        text = self.render(answer)
         return CallToolResult(
-            content=[TextContent(type="text", text=cleaned(self.render(answer))), *(() if link is None else (link,))],
-            structured_content=structured if self.exact else cleaned_value(structured),
+            content=[
+                TextContent(type="text", text=cleaned(text) if self.exact else guarded(text)),
+                *(() if link is None else (link,)),
+            ],
+            structured_content=structured if self.exact else guarded_value(structured),
         )
 
 
@@ -257,6 +261,6 @@ def _reporter(context: Context[Any, Any] | None) -> Callable[[float, str], Await
         return None
 
     async def report(number: float, text: str) -> None:
-        await context.report_progress(number, message=text)
+        await context.report_progress(number, message=guarded(text))
 
     return report

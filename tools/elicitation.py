@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from server.errors import ErrorCode, RookeryError
 from server.models import PendingApproval
 from tools.backend import Registry
+from tools.cleaning import cleaned
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +164,8 @@ class Elicitation:
 
 
 def question(approval: PendingApproval) -> str:
-    """What the person is asked. The call is the agent's text, so it stands behind what we say."""
-    return f"An agent asks for permission to make this call.\n{approval.summary}"
+    """What the person is asked. The call is the agent's text, so it stands behind what we say, and cannot hide."""
+    return f"An agent asks for permission to make this call.\n{cleaned(approval.summary)}"
 
 
 def question_form(approval: PendingApproval) -> ElicitRequest:

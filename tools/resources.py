@@ -19,6 +19,7 @@ from server.callers import Scope
 from server.errors import ErrorCode, RookeryError
 from server.requests import ListRequest
 from tools.addresses import FILE, MAX_RESOURCE_BYTES, PATCH, SESSION, TRANSCRIPT
+from tools.cleaning import guarded_json
 from tools.definition import ToolServer
 from tools.errors import as_rookery_error
 
@@ -48,7 +49,7 @@ def add_resources(server: ToolServer) -> None:
     async def session(session_id: str, context: Context[Any, Any]) -> str:
         try:
             principal = _reader(server, context)
-            return (await (await server.backend.registry()).get(principal, session_id)).model_dump_json()
+            return guarded_json(await (await server.backend.registry()).get(principal, session_id))
         except Exception as error:
             raise _resource_error(error, "session") from error
 
@@ -144,7 +145,7 @@ async def _transcript(server: ToolServer, principal: str, session_id: str, after
     while True:
         page = await registry.transcript(principal, session_id, after=after, limit=_PAGE)
         for event in page.events:
-            line = event.model_dump_json()
+            line = guarded_json(event)
             size += len(line)
             if size > MAX_RESOURCE_BYTES:
                 raise RookeryError(

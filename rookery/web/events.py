@@ -26,6 +26,7 @@ from server.callers import Scope as CallerScope
 from server.errors import ErrorCode, RookeryError
 from server.models import Event, EventKind, SessionState
 from tools.backend import Backend, Registry
+from tools.cleaning import guarded_json
 from tools.identity import SCOPE_KEY
 
 PAGE: Final = 20
@@ -241,7 +242,7 @@ class _ServerSentEvents(_Reader):
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def give(self, page: Sequence[Event]) -> None:
-        text = "".join(f"id: {event.seq}\ndata: {event.model_dump_json()}\n\n" for event in page) or ": alive\n\n"
+        text = "".join(f"id: {event.seq}\ndata: {guarded_json(event)}\n\n" for event in page) or ": alive\n\n"
         await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
     async def leave(self, why: str, code: int) -> None:
@@ -257,7 +258,7 @@ class _WebSocket(_Reader):
     async def give(self, page: Sequence[Event]) -> None:
         # A quiet WebSocket is kept alive by its own pings.
         for event in page:
-            await self._send({"type": "websocket.send", "text": event.model_dump_json()})
+            await self._send({"type": "websocket.send", "text": guarded_json(event)})
 
     async def leave(self, why: str, code: int) -> None:
         with anyio.move_on_after(1, shield=True):

