@@ -21,6 +21,7 @@ from server.sandboxes.base import Limits, Sandbox, SandboxProvider, SandboxSpec
 from server.sandboxes.providers import Providers
 from server.sandboxes.shipping import RootSandbox
 from server.settings import Settings
+from server.starts import Starts
 from server.store import Store
 from server.telemetry.metrics import NO_METRICS, Metrics
 
@@ -47,6 +48,8 @@ class Services:
     """Makes Rookery's own tools for an agent."""
     scratch: set[str] = field(default_factory=set)
     """Ids of sandboxes in use that no session will ever have; the janitor leaves them alone."""
+    starts: Starts = field(default_factory=Starts)
+    """Agents that come up now."""
 
     @cached_property
     def policies(self) -> PolicyBook:

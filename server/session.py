@@ -222,9 +222,12 @@ class SessionActor:
             await self._authority.restore()
             if not first.resumed:
                 first.leftover = await self._authority.owes_a_call()
-            self._take_over(live)
-            if not live.agent.alive:
-                await stack.enter_async_context(live.agent)
+            if live.agent.alive:
+                self._take_over(live)
+            else:
+                async with self._services.starts.place(sandbox):
+                    self._take_over(live)
+                    await stack.enter_async_context(live.agent)
             await checkpointed.wait()
         if self.session.state is not SessionState.STARTING:
             # With what it learned while it woke: the agent is told before its prompt.

@@ -127,7 +127,8 @@ class WarmPool:
         try:
             sandbox = await services.providers.default.create(spec)
             live = prepare_fresh(services, session_id, sandbox, options, stack)
-            await stack.enter_async_context(live.agent)
+            async with services.starts.place(sandbox):
+                await stack.enter_async_context(live.agent)
             yield live
         except BaseException:
             with anyio.CancelScope(shield=True):

@@ -10,11 +10,8 @@ import structlog
 from server.gateway.grants import Grant
 from server.models import LedgerEntry
 
-ATTEMPT_TIMEOUT_S: Final = 5.0
-"""For one write: the store itself waits that long for a locked database."""
-
 PAUSES_S: Final = (0.05, 0.5)
-"""Pauses between the attempts. All in all an agent's last words wait at most some fifteen seconds."""
+"""Pauses between the attempts."""
 
 _log = structlog.get_logger(__name__)
 
@@ -24,6 +21,9 @@ class LedgerWriter(Protocol):
 
     async def record_request(self, entry: LedgerEntry) -> None:
         """Write one entry durably. Called again with the same entry (same ``id``) when it failed: write it once.
+
+        How long it takes is bounded by the ledger, which alone can tell a write that waits for its turn behind others
+        from one that fails.
 
         Raises:
             Exception: it could not be written.
@@ -39,30 +39,42 @@ class Recorder:
 
     async def record(self, grant: Grant, entry: LedgerEntry) -> None:
         """Write an entry, whatever is cancelled around. An entry that cannot be written closes the grant's door."""
-        # Kept first: a hard cancellation in the midst then leaves it here, not nowhere.
-        grant.unrecorded.append(entry)
         with anyio.CancelScope(shield=True):
-            for pause in (*PAUSES_S, None):
-                if await self._written(entry):
-                    grant.unrecorded.remove(entry)
+            await self._first(grant, entry)
+            for pause in PAUSES_S:
+                if entry not in grant.unrecorded:
                     return
-                if pause is not None:
-                    await anyio.sleep(pause)
-        _log.error("ledger_entry_not_written", entry=entry.model_dump(mode="json"))
+                await anyio.sleep(pause)
+                await self._again(grant, entry)
+        if entry in grant.unrecorded:
+            _log.error("ledger_entry_not_written", entry=entry.model_dump(mode="json"))
 
     async def flush(self, grant: Grant) -> bool:
         """Try once more what could not be written; whether nothing is left."""
         for entry in list(grant.unrecorded):
-            if not await self._written(entry):
+            if not await self._again(grant, entry):
                 return False
-            if entry in grant.unrecorded:
-                grant.unrecorded.remove(entry)
         return True
+
+    async def _first(self, grant: Grant, entry: LedgerEntry) -> None:
+        """The first attempt. While it lasts, the reservation stands for the entry, and the grant's door is open."""
+        written = False
+        try:
+            written = await self._written(entry)
+        finally:
+            if not written:
+                # A hard cancellation in the midst leaves it here, too, not nowhere.
+                grant.unrecorded.append(entry)
+
+    async def _again(self, grant: Grant, entry: LedgerEntry) -> bool:
+        written = await self._written(entry)
+        if written and entry in grant.unrecorded:
+            grant.unrecorded.remove(entry)
+        return written
 
     async def _written(self, entry: LedgerEntry) -> bool:
         try:
-            with anyio.fail_after(ATTEMPT_TIMEOUT_S):
-                await self._ledger.record_request(entry)
+            await self._ledger.record_request(entry)
         except Exception as error:
             # Whatever the store raises: the entry is not known to be written.
             _log.warning("ledger_write_failed", entry_id=entry.id, error=repr(error))

@@ -16,7 +16,7 @@ from server.gateway import Grant, Upstream, anthropic_upstream, classify
 from server.gateway.listener import unix_listener
 from server.gateway.scripted import prompt_with, scripted_upstream
 from server.gateway.upstream import OAUTH_BETA, credential_of
-from server.models import Usage
+from server.models import LedgerEntry, Usage
 from server.settings import Settings
 from tests.gateways import (
     CANARY,
@@ -373,6 +373,28 @@ async def test_without_a_ledger_no_further_request_passes_and_nothing_is_lost(mo
         assert (await post(house, other)).status_code == 200
         assert (await post(house, grant)).status_code == 200
         assert [entry.session_id for entry in house.ledger.entries] == ["session-2", "session-1", "session-1"]
+
+
+async def test_an_entry_that_waits_its_turn_to_be_written_holds_up_nothing_else() -> None:
+    """A busy ledger is no broken one: what waits behind others is written once, and nobody is refused meanwhile."""
+    free = anyio.Event()
+
+    class BusyLedger(MemoryLedger):
+        async def record_request(self, entry: LedgerEntry) -> None:
+            await free.wait()
+            await super().record_request(entry)
+
+    async with gateway_before(streams(WHOLE), ledger=BusyLedger()) as (house, fake):
+        grant = house.grant()
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                for number in range(3):
+                    group.start_soon(post, house, grant)
+                    while len(fake.seen) <= number:
+                        await anyio.wait_all_tasks_blocked()
+                free.set()
+        assert (house.ledger.attempts, len(house.ledger.entries)) == (3, 3)
+        assert not grant.failures
 
 
 async def test_an_agent_may_not_ask_too_much_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

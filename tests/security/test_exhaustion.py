@@ -14,6 +14,7 @@ import pytest
 from server.errors import ErrorCode, RookeryError
 from server.sandboxes.base import Limits
 from server.sandboxes.bubblewrap.cgroups import ControlGroups
+from server.sandboxes.bubblewrap.limits import NICENESS
 from server.sandboxes.bubblewrap.sandbox import BubblewrapSandbox
 from tests.sandboxes import PATIENCE_S, processes_of, python, sandbox_in, shell
 
@@ -168,6 +169,23 @@ while time.monotonic() < wall + 1.5:
 print(json.dumps(time.process_time() - own))
 """
     assert await python(sandbox, code) < 1.5 * SMALL.cpus * 1.3
+
+
+async def test_d04_agents_give_way_to_the_server_and_cannot_take_it_back(sandbox: BubblewrapSandbox) -> None:
+    """D04: dozens that start at once must leave the server time to answer them."""
+    code = """
+import json, os
+refused = 0
+for raise_it in (lambda: os.setpriority(os.PRIO_PROCESS, 0, 0), lambda: os.setpriority(os.PRIO_USER, 0, -5)):
+    try:
+        raise_it()
+    except OSError:
+        refused += 1
+child = os.popen("nice").read()
+print(json.dumps([refused, int(child), os.getpriority(os.PRIO_PROCESS, 0)]))
+"""
+    lowered = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+    assert await python(sandbox, code) == [2, lowered, lowered]
 
 
 async def test_d05_open_files_are_bounded_inside(sandbox: BubblewrapSandbox) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from server.sandboxes.base import Limits
+from server.sandboxes.bubblewrap.limits import CPU_SHARES, NICENESS
 
 _MIB: Final = 1 << 20
 _PERIOD_US: Final = 100_000
@@ -179,9 +180,10 @@ def _values(place: _Place, limits: Limits) -> dict[str, str]:
         values["pids.max"] = str(limits.processes + _OWN_PROCESSES)
     if "cpu" in place.controllers:
         if place.unified:
-            values["cpu.max"] = f"{quota} {_PERIOD_US}"
+            values |= {"cpu.max": f"{quota} {_PERIOD_US}", "cpu.weight.nice": str(NICENESS)}
         else:
-            values |= {"cpu.cfs_period_us": str(_PERIOD_US), "cpu.cfs_quota_us": quota}
+            period = {"cpu.cfs_period_us": str(_PERIOD_US), "cpu.cfs_quota_us": quota}
+            values |= {**period, "cpu.shares": str(CPU_SHARES)}
     return values
 
 

@@ -9,6 +9,7 @@ Then it turns into bubblewrap. It knows no policy: it carries out a plan, NUL-se
     descriptor <from> <to>   make the descriptor <from> available as <to>
     limit <number> <value>   soft and hard resource limit (RLIMIT_*)
     oom <value>              oom_score_adj
+    nice <value>             give way to others on the processor
     group <file>             join the control group with this ``cgroup.procs``
     stage <directory>        cover this directory with a private, empty, in-memory file system
     bind <source> <name>     show a file or directory under that name in the stage
@@ -145,6 +146,8 @@ def launch(plan: list[str]) -> None:
         elif step == "oom":
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write(next(words))
+        elif step == "nice":
+            os.nice(int(next(words)))
         elif step == "group":
             with open(next(words), "w") as file:
                 file.write("0")

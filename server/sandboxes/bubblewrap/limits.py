@@ -21,6 +21,13 @@ _LOCKED_MEMORY: Final = 1 << 20
 OOM_SCORE: Final = 800
 """Of 1000: the first to go when the machine itself has no memory left."""
 
+NICENESS: Final = 5
+"""How far agents give way to others on the processor, to the server before all: dozens of them would leave it no time
+to answer them. On an idle machine it changes nothing. ``RLIMIT_NICE`` keeps them from taking it back."""
+
+CPU_SHARES: Final = 335
+"""The same for a control group of version 1, where 1024 is what others have."""
+
 
 def resource_limits(limits: Limits) -> dict[int, int]:
     """Number of a limit (``RLIMIT_*``) → value, soft and hard alike."""

@@ -28,7 +28,7 @@ from server.sandboxes.bubblewrap.arguments import (
     WAIT_DESCRIPTOR,
 )
 from server.sandboxes.bubblewrap.disk import DiskWatch
-from server.sandboxes.bubblewrap.limits import OOM_SCORE
+from server.sandboxes.bubblewrap.limits import NICENESS, OOM_SCORE
 from server.sandboxes.bubblewrap.process import STDERR_KEPT, InitProcess, SandboxProcess, Streams
 
 STAGE: Final = "/tmp"  # noqa: S108 - exists everywhere and is covered in a private mount namespace
@@ -66,7 +66,7 @@ class Launch:
             words += ["descriptor", str(number), str(wanted)]
         for group in self.groups:
             words += ["group", group]
-        words += ["oom", str(OOM_SCORE)]
+        words += ["oom", str(OOM_SCORE), "nice", str(NICENESS)]
         for limit, value in self.limits.items():
             words += ["limit", str(limit), str(value)]
         if self.identity is not None:

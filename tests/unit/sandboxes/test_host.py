@@ -17,6 +17,7 @@ from server.sandboxes.bubblewrap import launcher, probe, sealed
 from server.sandboxes.bubblewrap.cgroups import ControlGroups
 from server.sandboxes.bubblewrap.etc import prepare_etc
 from server.sandboxes.bubblewrap.identity import choose_identity, identity_range
+from server.sandboxes.bubblewrap.limits import CPU_SHARES, NICENESS
 from server.sandboxes.bubblewrap.provider import BubblewrapProvider
 
 
@@ -60,7 +61,7 @@ def test_a_delegated_ancestor_serves_in_version_two(tmp_path: Path, monkeypatch:
     for directory, offered in ((scope, ""), (scope.parent, "cpu memory pids\n"), (root / "user.slice", "memory")):
         (directory / "cgroup.subtree_control").write_text(offered)
         (directory / "cgroup.procs").touch()
-    names = ("cgroup.procs", "cgroup.kill", "memory.max", "pids.max", "cpu.max", "memory.events")
+    names = ("cgroup.procs", "cgroup.kill", "memory.max", "pids.max", "cpu.max", "cpu.weight.nice", "memory.events")
     Directory(monkeypatch, names)
     groups = ControlGroups(proc, root)
     assert groups.controllers == {"cpu", "memory", "pids"}
@@ -70,6 +71,7 @@ def test_a_delegated_ancestor_serves_in_version_two(tmp_path: Path, monkeypatch:
     assert (directory / "memory.max").read_text() == str(256 << 20)
     assert (directory / "pids.max").read_text() == "24"
     assert (directory / "cpu.max").read_text() == "150000 100000"
+    assert (directory / "cpu.weight.nice").read_text() == str(NICENESS)
     (directory / "memory.events").write_text("low 0\noom_kill 2\n")
     assert group.memory_kills() == 2
     group.kill()
@@ -87,13 +89,14 @@ def test_version_one_serves_below_the_own_group(tmp_path: Path, monkeypatch: pyt
     proc, root = fake_hierarchy(tmp_path, own, mounts)
     for name in ("pids", "cpu,cpuacct/a", "memory/b/c"):
         (root / name).mkdir(parents=True)
-    names = ("cgroup.procs", "memory.limit_in_bytes", "pids.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")
-    Directory(monkeypatch, names)
+    cpu = ("cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.shares")
+    Directory(monkeypatch, ("cgroup.procs", "memory.limit_in_bytes", "pids.max", *cpu))
     groups = ControlGroups(proc, root)
     assert groups.controllers == {"cpu", "memory", "pids"}
     group = groups.create(Limits(memory_mb=256))
-    parents = {str(Path(file).parents[1].relative_to(root)) for file in group.joins}
-    assert parents == {"pids", "cpu,cpuacct/a", "memory/b/c"}
+    directories = {str(Path(file).parents[1].relative_to(root)): Path(file).parent for file in group.joins}
+    assert set(directories) == {"pids", "cpu,cpuacct/a", "memory/b/c"}
+    assert (directories["cpu,cpuacct/a"] / "cpu.shares").read_text() == str(CPU_SHARES)
     assert group.remove()
 
 

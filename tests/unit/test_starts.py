@@ -1,0 +1,65 @@
+"""How many agents come up at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from server.sandboxes.base import Sandbox
+from server.starts import Starts
+
+
+class Place:
+    """A sandbox, as far as its place matters."""
+
+    def __init__(self, workspace: Path | None) -> None:
+        self.workspace = workspace
+
+
+@pytest.mark.parametrize(("workspace", "most"), [(Path("/workspace"), 2), (None, 5)])
+async def test_starts_on_this_machine_take_turns_and_those_elsewhere_do_not(workspace: Path | None, most: int) -> None:
+    starts, sandbox = Starts(at_once=2), cast(Sandbox, Place(workspace))
+    go_on: list[anyio.Event] = []
+    begun: list[int] = []
+    ended = 0
+
+    async def start(number: int) -> None:
+        nonlocal ended
+        async with starts.place(sandbox):
+            begun.append(number)
+            go_on.append(anyio.Event())
+            await go_on[-1].wait()
+            ended += 1
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for number in range(5):
+                group.start_soon(start, number)
+                await anyio.wait_all_tasks_blocked()
+            assert len(begun) == most
+            while ended < 5:
+                go_on[ended].set()
+                await anyio.wait_all_tasks_blocked()
+                assert len(begun) - ended <= most
+    assert begun == [0, 1, 2, 3, 4]
+
+
+async def test_a_start_that_fails_or_is_given_up_gives_its_place_back() -> None:
+    starts, sandbox = Starts(at_once=1), cast(Sandbox, Place(Path("/workspace")))
+
+    async def fails() -> Any:
+        async with starts.place(sandbox):
+            raise OSError
+
+    with anyio.fail_after(5):
+        with pytest.raises(OSError):
+            await fails()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            async with starts.place(sandbox):
+                await anyio.sleep_forever()
+        async with starts.place(sandbox):
+            pass
