@@ -20,6 +20,7 @@ from server.gateway.account import Account, Books
 from server.gateway.admission import Admission
 from server.gateway.failures import is_credit_exhausted, no_credential
 from server.gateway.fallback import substitutes, with_model
+from server.gateway.gathering import Gathering
 from server.gateway.grants import Binding, Grant, Terms
 from server.gateway.limiter import LIMITING, FleetLimiter, Slot
 from server.gateway.refusals import JSON, Cause, Refusal, bad_gateway, error_body, forbidden, too_much
@@ -192,7 +193,8 @@ class Exchange:
     async def _send(self, outbound: Outbound, credential: Credential | None) -> None:
         import httpx2
 
-        request = self._means.client.build_request(
+        # Not by way of the client, which would merge in defaults and cookies: what goes is what was built here.
+        request = httpx2.Request(
             outbound.method,
             self._means.upstream.url(outbound.endpoint.value, outbound.query),
             headers=headers_with(credential, outbound.headers),
@@ -238,20 +240,29 @@ class Exchange:
         """Pass events on as they come."""
         await self._reply.start(response.status_code, headers)
         meter = self._account.meter
-        async for chunk in _bytes_of(response):
-            before = len(chunk) if meter is None else meter.feed(chunk)
-            if before:
-                await self._reply.chunk(chunk[:before])
-            if before < len(chunk):
-                # What came before leaves now; the end only when the ledger knows of it: then a turn's costs are
-                # complete when the turn is.
-                await anyio.lowlevel.checkpoint()
-                await self._account.settle()
-                await self._reply.chunk(chunk[before:])
+        gathering = Gathering(_bytes_of(response))
+        try:
+            await gathering.each(self._pass_on)
+        finally:
+            if meter is not None:
+                # What came is charged, also where nobody was left to pass it on to.
+                meter.feed(gathering.rest())
         if meter is not None and not meter.ended:
             await self._broken_off("the stream ended before the message did")
         else:
             await self._reply.end()
+
+    async def _pass_on(self, chunk: bytes) -> None:
+        meter = self._account.meter
+        before = len(chunk) if meter is None else meter.feed(chunk)
+        if before:
+            await self._reply.chunk(chunk[:before])
+        if before < len(chunk):
+            # What came before leaves now; the end only when the ledger knows of it: then a turn's costs are
+            # complete when the turn is.
+            await anyio.lowlevel.checkpoint()
+            await self._account.settle()
+            await self._reply.chunk(chunk[before:])
 
     async def _document(self, response: httpx2.Response, headers: Headers) -> None:
         """Pass a whole answer on."""

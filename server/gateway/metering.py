@@ -65,26 +65,35 @@ class Meter:
         Returns:
             How many of them come before the event that ends the message; all, while it is not there.
         """
-        self._buffer += chunk
-        before = len(chunk)
+        # Without anything held back, events are read where they are.
+        if self._buffer:
+            self._buffer += chunk
+        text = self._buffer or chunk
+        shift = len(text) - len(chunk)
+        before, start, searched = len(chunk), 0, self._searched
         while True:
-            end, width = _event_end(self._buffer, self._searched)
+            end, width = _event_end(text, searched)
             if end < 0:
                 break
-            begins = len(chunk) - len(self._buffer)
-            event = bytes(self._buffer[:end])
-            del self._buffer[: end + width]
-            self._searched = 0
             if self._skipping:
                 self._skipping = False
-            elif self._ends(event):
-                before = max(0, begins)
+            elif self._ends(text[start:end]):
+                before = max(0, start - shift)
+            start = searched = end + width
+        self._hold(text, start)
+        return before
+
+    def _hold(self, text: bytes | bytearray, start: int) -> None:
+        """Keep the event that is not complete yet."""
+        if text is self._buffer:
+            del self._buffer[:start]
+        else:
+            self._buffer += text[start:]
         if len(self._buffer) > MAX_EVENT:
             self._unread = self._skipping = True
             # What can still be part of the event's end stays.
             del self._buffer[:-3]
         self._searched = max(0, len(self._buffer) - 3)
-        return before
 
     def feed_json(self, content: bytes) -> None:
         """Take in a whole response that is not a stream."""
@@ -119,14 +128,14 @@ class Meter:
             error_message=self.error_message,
         )
 
-    def _ends(self, event: bytes) -> bool:
+    def _ends(self, event: bytes | bytearray) -> bool:
         """Read an event; whether it ends the message. What comes after that changes nothing."""
         if self.ended:
             return False
         self._event(event)
         return bool(self.ended)
 
-    def _event(self, event: bytes) -> None:
+    def _event(self, event: bytes | bytearray) -> None:
         # Nearly all events are deltas: they are measured, not parsed.
         if event.startswith(b"event: content_block_delta") and b'"estimated_tokens"' not in event:
             self._delta_tokens += _tokens_of_delta(event)
@@ -182,7 +191,7 @@ class Meter:
             self._delta_tokens += max(1, math.ceil(len(json.dumps(delta)) / BYTES_PER_TOKEN))
 
 
-def _tokens_of_delta(event: bytes) -> int:
+def _tokens_of_delta(event: bytes | bytearray) -> int:
     """Tokens of one delta, at least one, from its bytes."""
     kind = event.find(b"_delta", event.find(b'"delta"'))
     if event.startswith(b"signature", kind - len(b"signature")):
@@ -190,7 +199,7 @@ def _tokens_of_delta(event: bytes) -> int:
     return max(1, math.ceil((len(event) - kind - _DELTA_OVERHEAD) / BYTES_PER_TOKEN))
 
 
-def _event_end(buffer: bytearray, start: int) -> tuple[int, int]:
+def _event_end(buffer: bytes | bytearray, start: int) -> tuple[int, int]:
     """Where the first event ends and how wide the blank line after it is; -1 when it is not complete."""
     plain = buffer.find(b"\n\n", start)
     windows = buffer.find(b"\r\n\r\n", start, plain + 3 if plain >= 0 else len(buffer))
