@@ -53,7 +53,7 @@ async def open_registry(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(exporting())
         server_id = clock.identifier("server")
-        leases = Leases(settings.home, server_id, clock)
+        leases = Leases(settings.home, server_id)
         run_directory = _held(stack, leases)
         store = await stack.enter_async_context(open_store(settings.store_url, clock=clock))
         upstream = await stack.enter_async_context(_upstream(settings, run_directory))

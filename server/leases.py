@@ -25,7 +25,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from server.clock import Clock
 from server.models import ServerRecord
 
 HEARTBEAT_S: Final = 5.0
@@ -52,11 +51,10 @@ class Leases:
         server_id: this server.
     """
 
-    def __init__(self, home: Path, server_id: str, clock: Clock) -> None:
+    def __init__(self, home: Path, server_id: str) -> None:
         self.server_id = server_id
         self.host = socket.gethostname()
         self._directory = home / "servers"
-        self._clock = clock
 
     @contextmanager
     def hold(self) -> Iterator[Path]:
@@ -86,7 +84,7 @@ class Leases:
         if server.id == self.server_id:
             return True
         if server.host != self.host:
-            return self._clock.now() - server.heartbeat_at < HEARTBEAT_LOST
+            return server.silent_for < HEARTBEAT_LOST
         return self.held(server.id)
 
     def held(self, server_id: str) -> bool:

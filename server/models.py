@@ -7,7 +7,7 @@ the outermost answers turn it into dollars. Times are UTC.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
@@ -378,6 +378,8 @@ class ServerRecord(Record):
     host: str
     started_at: datetime
     heartbeat_at: datetime
+    silent_for: timedelta = timedelta()
+    """Since the heartbeat, by the clock that it was written by; told when it is read."""
 
 
 class Command(Record):

@@ -7,7 +7,7 @@ import socket
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, delete, insert, or_, select, update
+from sqlalchemy import Connection, Select, delete, func, insert, or_, select, update
 
 from server.models import Command, ServerRecord
 from server.store.room import Room, changed_one, execute, not_found, record
@@ -24,24 +24,16 @@ class Processes(Room):
 
     async def register_server(self, server_id: str, pid: int | None = None, host: str | None = None) -> ServerRecord:
         """Enter a server process, by default this one, alive from now."""
-        now = self._now()
-        server = ServerRecord(
-            id=server_id, pid=pid or os.getpid(), host=host or socket.gethostname(), started_at=now, heartbeat_at=now
-        )
-        await self._database.write(execute, insert(servers).values(dict(server)))
-        return server
+        place = (server_id, pid or os.getpid(), host or socket.gethostname())
+        return await self._database.write(_register, *place, self._now())
 
     async def heartbeat(self, server_id: str) -> bool:
         """Say that a server is alive; False when its row is gone, because others took it for dead."""
-        query = update(servers).where(servers.c.id == server_id).values(heartbeat_at=self._now())
-        return await self._database.write(changed_one, query)
+        return await self._database.write(_beat, server_id, self._now())
 
     async def servers(self) -> list[ServerRecord]:
-        """All servers that were entered and not removed, oldest first."""
-        query = select(servers).order_by(servers.c.started_at, servers.c.id)
-        return await self._database.read(
-            lambda connection: [record(ServerRecord, row) for row in connection.execute(query)]
-        )
+        """All servers that were entered and not removed, oldest first, with how long each was silent."""
+        return await self._database.read(_servers, self._now())
 
     async def remove_server(self, server_id: str) -> None:
         """Strike a server off. Its sessions keep its name as owner, which then counts as dead."""
@@ -86,6 +78,32 @@ class Processes(Room):
         query = select(commands.c.result).where(commands.c.id == command_id)
         found: dict[str, Any] | None = await self._database.read(lambda connection: connection.execute(query).scalar())
         return found
+
+
+def _moment(connection: Connection, at: datetime) -> datetime:
+    """Now, by one clock for all hosts that share the database: its own. SQLite is on this host and has no other."""
+    if connection.dialect.name == "sqlite":
+        return at
+    moment: datetime = connection.execute(select(func.now())).scalar_one()
+    return moment
+
+
+def _register(connection: Connection, server_id: str, pid: int, host: str, at: datetime) -> ServerRecord:
+    now = _moment(connection, at)
+    server = ServerRecord(id=server_id, pid=pid, host=host, started_at=now, heartbeat_at=now)
+    connection.execute(insert(servers).values(server.model_dump(exclude={"silent_for"})))
+    return server
+
+
+def _beat(connection: Connection, server_id: str, at: datetime) -> bool:
+    query = update(servers).where(servers.c.id == server_id).values(heartbeat_at=_moment(connection, at))
+    return changed_one(connection, query)
+
+
+def _servers(connection: Connection, at: datetime) -> list[ServerRecord]:
+    now = _moment(connection, at)
+    rows = connection.execute(select(servers).order_by(servers.c.started_at, servers.c.id)).all()
+    return [ServerRecord(**row._mapping, silent_for=now - row.heartbeat_at) for row in rows]
 
 
 def _send(

@@ -12,7 +12,6 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from server.clock import SYSTEM_CLOCK
 from server.errors import ErrorCode, RookeryError
 from server.gateway.listener import unix_listener
 from server.gateway.scripted import prompt_with
@@ -161,7 +160,7 @@ async def test_a_long_temporary_directory_keeps_no_server_from_its_sockets(
     long = tmp_path / ("long" * 25)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    leases = Leases(tmp_path / "home", "one", SYSTEM_CLOCK)
+    leases = Leases(tmp_path / "home", "one")
     with leases.hold() as run:
         unix_listener(run / "gateway.sock").close()
         assert stat.S_IMODE(run.stat().st_mode) == 0o700
@@ -176,10 +175,10 @@ async def test_the_run_directory_of_a_dead_server_is_removed_and_nothing_else(tm
         stranger = tmp_path / "stranger"
         stranger.mkdir()
         (stranger / "kept").touch()
-        (home / "servers" / "server_forged.lock").write_text(f"{Leases(home, 'x', SYSTEM_CLOCK).host}\n{stranger}")
+        (home / "servers" / "server_forged.lock").write_text(f"{Leases(home, 'x').host}\n{stranger}")
         link = temporary / "rookery-0123456789abcdef"
         link.symlink_to(stranger)
-        (home / "servers" / "server_linked.lock").write_text(f"{Leases(home, 'x', SYSTEM_CLOCK).host}\n{link}")
+        (home / "servers" / "server_linked.lock").write_text(f"{Leases(home, 'x').host}\n{link}")
         async with open_house(home):
             assert not left.exists()
             assert (stranger / "kept").exists()

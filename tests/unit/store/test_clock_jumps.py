@@ -13,7 +13,8 @@ from server.budgets import Cap, Caps, Reservation, Shortage
 from server.clock import Clock
 from server.gateway.grants import GrantTable
 from server.gateway.limiter import FleetLimiter
-from server.leases import Leases
+from server.leases import HEARTBEAT_LOST, Leases
+from server.models import ServerRecord
 from server.store import open_store
 from tests.unit.store.records import started
 from tests.unit.store.test_budgets import a_claim, settled
@@ -61,16 +62,43 @@ async def test_b08_a_living_servers_reservations_are_not_charged_when_the_clock_
     clock = JumpingClock()
     async with open_store(url, clock=clock) as store:
         await started(store, "s1")
-        living = Leases(tmp_path, "living", clock)
+        living = Leases(tmp_path, "living")
         await store.register_server("living")
         await store.reserve(a_claim("r1", "s1", owner="living"))
         with living.hold():
             clock.jump(by)
-            others = Leases(tmp_path, "other", clock)
+            others = Leases(tmp_path, "other")
             dead = {server.id for server in await store.servers() if not others.alive(server)}
             assert await store.charge_lost(dead) == 0
-        dead = {server.id for server in await store.servers() if not Leases(tmp_path, "other", clock).alive(server)}
+        dead = {server.id for server in await store.servers() if not Leases(tmp_path, "other").alive(server)}
         assert await store.charge_lost(dead) == 1
+
+
+@pytest.mark.parametrize("by", YEARS, ids=["forward", "back"])
+async def test_b08_a_server_of_another_host_is_judged_by_the_databases_clock_alone(
+    url: str, tmp_path: Path, by: timedelta
+) -> None:
+    """Row B08: on a shared Postgres neither the clock of who says that it lives nor of who asks decides."""
+    if url.startswith("sqlite"):
+        pytest.skip("hosts share no SQLite database")
+    there, here = JumpingClock(), JumpingClock()
+    leases = Leases(tmp_path, "here")
+    async with open_store(url, clock=there) as theirs, open_store(url, clock=here) as ours:
+        await theirs.register_server("there", host="elsewhere")
+        here.jump(by)
+        there.jump(-by)
+        assert await theirs.heartbeat("there")
+        [server] = await ours.servers()
+        assert leases.alive(server)
+        assert server.silent_for >= timedelta()
+
+
+def test_b08_a_server_of_another_host_that_was_silent_for_long_is_dead(tmp_path: Path) -> None:
+    at = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    server = ServerRecord(id="there", pid=1, host="elsewhere", started_at=at, heartbeat_at=at)
+    leases = Leases(tmp_path, "here")
+    assert leases.alive(server.model_copy(update={"silent_for": HEARTBEAT_LOST - timedelta(seconds=1)}))
+    assert not leases.alive(server.model_copy(update={"silent_for": HEARTBEAT_LOST}))
 
 
 async def test_b08_a_pause_of_the_limiter_is_as_long_as_the_api_said_when_the_clock_jumps() -> None:

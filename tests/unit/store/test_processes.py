@@ -18,7 +18,9 @@ async def test_servers_come_show_that_they_live_and_go(store: Store) -> None:
     second = await store.register_server("b", pid=7, host="elsewhere")
 
     assert (first.pid, second.host) == (os.getpid(), "elsewhere")
-    assert await store.servers() == [first, second]
+    found = await store.servers()
+    assert [server.model_copy(update={"silent_for": timedelta()}) for server in found] == [first, second]
+    assert found[0].silent_for > found[1].silent_for > timedelta()
     assert await store.heartbeat("a")
     beaten = (await store.servers())[0]
     assert beaten.heartbeat_at > second.started_at > beaten.started_at

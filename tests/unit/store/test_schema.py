@@ -89,7 +89,7 @@ async def test_the_newest_migration_is_the_one_that_the_code_knows(url: str) -> 
         (tables.events, Event, set(), set()),
         (tables.approvals, ApprovalRecord, set(), set()),
         (tables.checkpoints, CheckpointRecord, set(), set()),
-        (tables.servers, ServerRecord, set(), set()),
+        (tables.servers, ServerRecord, set(), {"silent_for"}),
         (tables.ledger, LedgerEntry, set(Usage.model_fields), {"usage"}),
         (tables.commands, Command, {"number", "taken_by", "taken_at", "finished_at", "result"}, set()),
     ],
