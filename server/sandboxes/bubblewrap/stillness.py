@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-_PATIENCE_S: Final = 0.25
+_PATIENCE_S: Final = 1.0
 """Longest wait until all threads have stopped; one in the midst of a long disk access stops only after it."""
 
 _PAUSE_S: Final = 0.001
@@ -49,7 +49,7 @@ class Stillness:
     def hold(self) -> bool:
         """Stop everything, if there is nothing but one process below the first; whether that is certain.
 
-        When it is not, all goes on as before. Blocks for some milliseconds, at most a quarter of a second.
+        When it is not, all goes on as before. Blocks for some milliseconds, at most a second.
         """
         if self._agent is not None:
             return True
