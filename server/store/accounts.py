@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, Row, and_, bindparam, select
 
 from server.budgets import Cap, Caps, Scope, Standing
 from server.store.database import insert as upsert
@@ -30,13 +30,23 @@ AMOUNTS: Final = (
 )
 """The numbers of an account."""
 
-_SESSION: Final = select(
-    sessions.c.parent_id, sessions.c.forked_from, sessions.c.budget_nano_usd, sessions.c.budget_tokens
-).where(sessions.c.id == bindparam("key"))
+_CAPPED_TOKEN: Final = and_(sessions.c.token_id == api_tokens.c.id, api_tokens.c.budget_nano_usd.is_not(None))
+_SESSION: Final = (
+    select(
+        sessions.c.parent_id,
+        sessions.c.forked_from,
+        sessions.c.budget_nano_usd,
+        sessions.c.budget_tokens,
+        api_tokens.c.id.label("token_id"),
+        api_tokens.c.budget_nano_usd.label("token_nano_usd"),
+    )
+    .select_from(sessions.outerjoin(api_tokens, _CAPPED_TOKEN))
+    .where(sessions.c.id == bindparam("key"))
+)
 _TOKEN: Final = (
     select(api_tokens.c.id, api_tokens.c.budget_nano_usd)
-    .join(sessions, sessions.c.token_id == api_tokens.c.id)
-    .where(sessions.c.id == bindparam("key"), api_tokens.c.budget_nano_usd.is_not(None))
+    .join(sessions, _CAPPED_TOKEN)
+    .where(sessions.c.id == bindparam("key"))
 )
 _ACCOUNTS: Final = (
     select(budget_accounts)
@@ -71,7 +81,8 @@ def accounts_of(
     """The accounts that a session spends from, in one order for all, so that no two claims wait for each other."""
     found: list[Account] = []
     below: str | None = None
-    for member in _lineage(connection, session_id):
+    lineage = _lineage(connection, session_id)
+    for member in lineage:
         tokens = caps.session.tokens if member.budget_tokens is None else member.budget_tokens
         cap = Cap(nano_usd=member.budget_nano_usd, tokens=tokens)
         key = account_id(Scope.SESSION, member.id)
@@ -80,16 +91,19 @@ def accounts_of(
     found.append(Account(account_id(Scope.TREE, root_id), Scope.TREE, caps.tree))
     found.append(Account(account_id(Scope.PRINCIPAL, principal), Scope.PRINCIPAL, caps.principal))
     found.append(Account(day_id(principal, at), Scope.DAY, caps.day))
-    found.extend(token_accounts(connection, session_id))
+    if lineage[0].token is not None:
+        found.append(lineage[0].token)
     return sorted(found, key=lambda account: account.id)
 
 
 def token_accounts(connection: Connection, session_id: str) -> list[Account]:
     """The account of the API token that a session was spawned with, where that has a cap."""
     row = connection.execute(_TOKEN, {"key": session_id}).first()
-    if row is None:
-        return []
-    return [Account(account_id(Scope.TOKEN, row.id), Scope.TOKEN, Cap(nano_usd=row.budget_nano_usd))]
+    return [] if row is None else [_token_account(row.id, row.budget_nano_usd)]
+
+
+def _token_account(token_id: str, nano_usd: int) -> Account:
+    return Account(account_id(Scope.TOKEN, token_id), Scope.TOKEN, Cap(nano_usd=nano_usd))
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,8 @@ class _Member:
     budget_tokens: int | None
     fed: bool
     """Whether the one before it in the line was spawned by it, and so spends from an allotment of it."""
+    token: Account | None
+    """The account of the API token that it was spawned with, where that has a cap."""
 
 
 def _lineage(connection: Connection, session_id: str) -> list[_Member]:
@@ -116,7 +132,10 @@ def _lineage(connection: Connection, session_id: str) -> list[_Member]:
         row = connection.execute(_SESSION, {"key": current}).first()
         if charged:
             dollars, tokens = (None, None) if row is None else (row.budget_nano_usd, row.budget_tokens)
-            found.append(_Member(current, dollars, tokens, spawned))
+            token = None
+            if row is not None and row.token_id is not None:
+                token = _token_account(row.token_id, row.token_nano_usd)
+            found.append(_Member(current, dollars, tokens, spawned, token))
         if row is None:
             break
         # Only who was spawned directly by a member of the line has an allotment from it; a fork has none.
