@@ -64,6 +64,8 @@ class BackgroundBackend:
 
     async def registry(self) -> Registry:
         """See :meth:`tools.backend.Backend.registry`."""
+        if self._registry is not None and self._settled.is_set():
+            return self._registry
         if self._error is not None and time.monotonic() - self._failed_at >= RETRY_AFTER_S:
             self._error, self._settled = None, anyio.Event()
         if self._error is None:

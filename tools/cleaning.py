@@ -49,6 +49,9 @@ _REMOTE_IMAGE: Final = re.compile(r"!(?=\[[^\]\n]{0,1000}\](?:\(\s{0,8}<?(?:[A-Z
 
 MAX_DEPTH: Final = 64
 
+_SUSPECT: Final = ("\\u", "\\r", "\\b", "\\f", "\x7f", "![", *(part for _, part, _ in _SECRETS))
+"""What is in the JSON of any value with a string that needs a closer look, other characters than ASCII apart."""
+
 
 def cleaned(text: str) -> str:
     """The text with a replacement character for each that steers; carriage returns before newlines just go."""
@@ -65,16 +68,31 @@ def guarded(text: str) -> str:
     return _REMOTE_IMAGE.sub("", text) if "![" in text else text
 
 
-def guarded_value(value: Any, depth: int = 0) -> Any:
+def guarded_value(value: Any) -> Any:
     """A JSON value with all its strings guarded, keys included; what is nested too deeply is left out."""
+    return value if _is_harmless(value) else _guarded(value, 0)
+
+
+def _is_harmless(value: Any) -> bool:
+    """Whether one look at the whole value tells that nothing in it needs to be taken out, as with nearly all."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (RecursionError, ValueError, TypeError):
+        return False
+    if text.count("[") + text.count("{") > MAX_DEPTH or any(part in text for part in _SUSPECT):
+        return False
+    return text.isascii() or _STEERING.search(text) is None
+
+
+def _guarded(value: Any, depth: int) -> Any:
     if isinstance(value, str):
         return guarded(value)
     if depth >= MAX_DEPTH:
         return None if isinstance(value, dict | list) else value
     if isinstance(value, dict):
-        return {guarded(key): guarded_value(item, depth + 1) for key, item in value.items()}
+        return {guarded(key): _guarded(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [guarded_value(item, depth + 1) for item in value]
+        return [_guarded(item, depth + 1) for item in value]
     return value
 
 

@@ -163,7 +163,11 @@ def opened(connection: Connection, ids: Sequence[str]) -> None:
 
 def look(connection: Connection, account: Account) -> Standing:
     """How an account stands, without locking or opening it."""
-    row = connection.execute(_ACCOUNTS, {"ids": [account.id]}).first()
+    return standing_in(connection.execute(_ACCOUNTS, {"ids": [account.id]}).first(), account)
+
+
+def standing_in(row: Row[Any] | None, account: Account) -> Standing:
+    """How an account stands whose row may not be there yet."""
     return Standing(scope=account.scope, cap=account.cap) if row is None else standing(row, account)
 
 

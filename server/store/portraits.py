@@ -22,10 +22,10 @@ from server.models import (
     SessionRecord,
     TurnRecord,
 )
-from server.store.accounts import Account, account_id, look
+from server.store.accounts import Account, account_id, standing_in
 from server.store.ledger import cost_of, totals
 from server.store.room import Room, not_found, owned_session, record
-from server.store.tables import approvals, checkpoints, cost_totals, events, turns
+from server.store.tables import approvals, budget_accounts, checkpoints, cost_totals, events, turns
 
 
 class Portrait(Record):
@@ -64,7 +64,10 @@ class Portraits(Room):
 
 
 _TURN: Final = select(turns).where(turns.c.session_id == bindparam("key"), turns.c.number == bindparam("number"))
-_COST: Final = totals(cost_totals, cost_totals.c.session_id == bindparam("key"))
+_SUMS: Final = totals(cost_totals, cost_totals.c.session_id == bindparam("key")).subquery()
+_SPENDING: Final = select(_SUMS, budget_accounts).select_from(
+    _SUMS.outerjoin(budget_accounts, budget_accounts.c.id == bindparam("account"))
+)
 _LATEST: Final = select(events).where(events.c.session_id == bindparam("key")).order_by(events.c.seq.desc()).limit(1)
 _PENDING: Final = (
     select(approvals)
@@ -98,11 +101,13 @@ def _portrait(
         pending = tuple(record(ApprovalRecord, row) for row in rows)
     if with_checkpoints:
         taken = tuple(record(CheckpointRecord, row) for row in connection.execute(_CHECKPOINTS, key))
+    account = _account(session)
+    spending = connection.execute(_SPENDING, {**key, "account": account.id}).one()
     return Portrait.model_construct(
         session=session,
         turn=turn,
-        cost=cost_of(connection.execute(_COST, key).one()),
-        standing=look(connection, _account(session)),
+        cost=cost_of(spending),
+        standing=standing_in(None if spending.id is None else spending, account),
         latest=None if latest is None else record(Event, latest),
         pending=pending,
         checkpoints=taken,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,3 +118,25 @@ def test_x13_a_call_cannot_hide_in_the_question_about_it() -> None:
     spoofed = PendingApproval(approval_id="a", tool="Bash", summary="Bash: rm \u202etxt.e\x1b[8m ~", expires_at=START)
     assert "\u202e" not in question(spoofed)
     assert "\x1b" not in question(spoofed)
+
+
+@given(
+    st.recursive(
+        st.text(alphabet=st.characters(codec="utf-8"), max_size=12)
+        | st.sampled_from([*SECRETS.values(), "![](//a.b)", 1]),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=12,
+    )
+)
+def test_x13_a_value_is_guarded_as_its_strings_are(value: Any) -> None:
+    """Row X13: what is let through at one look is what a look at each string leaves as it is."""
+    strings = _strings(value)
+    assert _strings(guarded_value(value)) == [guarded(text) for text in strings]
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for key, item in value.items() for text in (*_strings(key), *_strings(item))]
+    return [text for item in value for text in _strings(item)] if isinstance(value, list) else []
