@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+import anyio
 from claude_agent_sdk import Message
 from opentelemetry.context import Context
 
@@ -100,6 +101,8 @@ class OpenTurn:
     prompted: bool = False
     """The agent has been asked, so that a result is owed."""
     interrupted: bool = False
+    called_off: anyio.Event = field(default_factory=anyio.Event)
+    """Interrupted before its agent was there."""
     timed_out: bool = False
     overspent: bool = False
     timeout_s: float = 0.0
@@ -116,6 +119,11 @@ class OpenTurn:
     """When what should follow the result (idleness, the end of background tasks) is overdue."""
     crash: RookeryError | None = None
     """Why there will be no result."""
+
+    def call_off(self) -> None:
+        """Interrupt it before it has begun."""
+        self.interrupted = True
+        self.called_off.set()
 
     def next_deadline(self) -> float:
         """The earliest deadline, on anyio's clock."""

@@ -123,7 +123,7 @@ class SessionActor:
 
     async def _command(self, item: Interrupt | GoAway) -> None:
         if self._turns.open is not None and not self._turns.open.prompted:
-            self._turns.open.interrupted = True
+            self._turns.open.call_off()
         try:
             await self._send.send(item)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -225,10 +225,13 @@ class SessionActor:
             if live.agent.alive:
                 self._take_over(live)
             else:
-                async with self._services.starts.place(sandbox):
-                    self._take_over(live)
-                    await stack.enter_async_context(live.agent)
+                async with self._services.starts.place(sandbox, first.called_off) as placed:
+                    if placed:
+                        self._take_over(live)
+                        await stack.enter_async_context(live.agent)
             await checkpointed.wait()
+            if not live.agent.alive:
+                raise departure(None)
         if self.session.state is not SessionState.STARTING:
             # With what it learned while it woke: the agent is told before its prompt.
             self._turns.session = await self._services.store.update_session(self.session.id, resident=True)

@@ -32,10 +32,38 @@ class Starts:
         self._places = anyio.Semaphore(at_once or FOR_EACH_PROCESSOR * (os.cpu_count() or 1))
 
     @asynccontextmanager
-    async def place(self, sandbox: Sandbox) -> AsyncIterator[None]:
-        """Wait for a place and hold it while an agent starts in a sandbox; at once where that is another machine."""
+    async def place(self, sandbox: Sandbox, called_off: anyio.Event | None = None) -> AsyncIterator[bool]:
+        """Wait for a place and hold it while an agent starts in a sandbox; at once where that is another machine.
+
+        Args:
+            sandbox: where it starts.
+            called_off: ends the waiting, for nobody wants the agent any more. Whether there is a place is what is
+                yielded.
+        """
         if sandbox.workspace is None:
-            yield
-            return
-        async with self._places:
-            yield
+            yield True
+        elif await self._had(called_off):
+            try:
+                yield True
+            finally:
+                self._places.release()
+        else:
+            yield False
+
+    async def _had(self, called_off: anyio.Event | None) -> bool:
+        """Wait for a place; whether it was had before the start was called off."""
+        if called_off is None:
+            await self._places.acquire()
+            return True
+        had = False
+        async with anyio.create_task_group() as waiting:
+
+            async def give_up() -> None:
+                await called_off.wait()
+                waiting.cancel_scope.cancel()
+
+            waiting.start_soon(give_up)
+            await self._places.acquire()
+            had = True
+            waiting.cancel_scope.cancel()
+        return had

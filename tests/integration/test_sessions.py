@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from server.errors import ErrorCode, RookeryError
 from server.models import EventKind, SessionState, StopReason, TurnOrigin
 from server.requests import CostRequest, ListRequest
+from server.starts import FOR_EACH_PROCESSOR
 from tests.house import ME, bash, events, go_on, open_house, run, say, seen, settled, spawn, until
 
 pytestmark = pytest.mark.providers
@@ -300,3 +302,19 @@ async def test_two_servers_on_one_home_share_sessions_without_disturbing_each_ot
         assert (await one.get(ME, mine)).resident
         await other.end(ME, mine, delete=False)
         assert (await one.outcome(ME, mine)).state is SessionState.ENDED
+
+
+async def test_a_turn_that_is_interrupted_while_others_start_never_starts_its_agent(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as registry:
+        done = await run(registry, [{"text": "ready"}])
+        starts = registry._services.starts
+        sandbox = await registry._services.attach(await registry._services.store.session(ME, done.session_id))
+        async with AsyncExitStack() as others:
+            for _ in range(FOR_EACH_PROCESSOR * (os.cpu_count() or 1)):
+                await others.enter_async_context(starts.place(sandbox))
+            session_id = await spawn(registry, [bash("touch begun"), {"text": "done"}])
+            await registry.interrupt(ME, session_id)
+        outcome = await settled(registry, session_id)
+        assert (outcome.state, outcome.stop_reason) == (SessionState.IDLE, StopReason.INTERRUPTED)
+        assert outcome.cost.requests == 0
+        assert (await go_on(registry, session_id, [{"text": "on"}])).text == "on"

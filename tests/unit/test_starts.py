@@ -63,3 +63,21 @@ async def test_a_start_that_fails_or_is_given_up_gives_its_place_back() -> None:
                 await anyio.sleep_forever()
         async with starts.place(sandbox):
             pass
+
+
+async def test_a_start_that_is_called_off_waits_no_longer_and_takes_no_place() -> None:
+    starts, sandbox, called_off = Starts(at_once=1), cast(Sandbox, Place(Path("/workspace"))), anyio.Event()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group, starts.place(sandbox) as first:
+            assert first
+
+            async def waiting() -> None:
+                async with starts.place(sandbox, called_off) as placed:
+                    assert not placed
+
+            group.start_soon(waiting)
+            await anyio.wait_all_tasks_blocked()
+            called_off.set()
+            await anyio.wait_all_tasks_blocked()
+        async with starts.place(sandbox, anyio.Event()) as placed:
+            assert placed
