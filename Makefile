@@ -27,7 +27,7 @@ demo: sandbox
 	@$(BIN)/rookery demo
 
 test: lint sandbox
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest --numprocesses 3 --dist loadfile -m "not slow"
 
 test-slow: sandbox
 	@$(BIN)/python -m pip install --quiet --group fuzz || echo "Going on without the fuzzer, which cannot be installed."
