@@ -113,8 +113,8 @@ class Link:
             if "method" in message and "id" in message:
                 message["id"] = self._marked(message["id"])
                 line = _line(message)
-            elif message.get("method") == "notifications/cancelled":
-                message["params"]["requestId"] = self._marked(_cancelled(message))
+            elif message.get("method") == "notifications/cancelled" and (question := _cancelled(message)) is not None:
+                message["params"]["requestId"] = self._marked(question)
                 line = _line(message)
             yield line, message
 
@@ -122,7 +122,7 @@ class Link:
         """The client's answer to a question, as the daemon expects it; None when another daemon had asked."""
         try:
             number, asked = json.loads(message["id"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
         return _line({**message, "id": asked}) if number == self.number else None
 
@@ -191,8 +191,8 @@ class Carrier:
         with self._lock:
             if isinstance(request, str | int):
                 self._open.add(request)
-            elif message.get("method") == "notifications/cancelled":
-                self._open.discard(_cancelled(message))
+            elif message.get("method") == "notifications/cancelled" and (done := _cancelled(message)) is not None:
+                self._open.discard(done)
         if self._link.send(line):
             self._agreement.note(message)
         elif isinstance(request, str | int):
@@ -276,10 +276,11 @@ def _line(message: Message) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
-def _cancelled(message: Message) -> Any:
-    """The request that a cancellation is about."""
+def _cancelled(message: Message) -> str | int | None:
+    """The request that a cancellation is about; None where it names none."""
     parameters = message.get("params")
-    return parameters.get("requestId") if isinstance(parameters, dict) else None
+    request = parameters.get("requestId") if isinstance(parameters, dict) else None
+    return request if isinstance(request, str | int) else None
 
 
 def _failure(request: str | int, text: str) -> bytes:

@@ -112,6 +112,21 @@ def test_clients_of_one_daemon_are_offered_the_tools_that_each_asks_for(home: Pa
         assert (daemon_of(home) or {})["pid"] == daemon["pid"]
 
 
+def test_p02_a_shim_carries_on_after_ids_that_are_none(home: Path) -> None:
+    """P02: ids that no message may have end neither the shim nor the requests that follow."""
+    nested = "[" * 100_000
+    with connecting(home) as wire:
+        wire.initialize()
+        for id_of_cancelled in ("[]", "{}", "null", "1.5"):
+            parameters = f'{{"requestId":{id_of_cancelled}}}'
+            line = f'{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{parameters}}}'
+            wire.send_line(line.encode())
+        wire.send_line(b'{"jsonrpc":"2.0","method":"notifications/cancelled"}')
+        for id_of_answer in (f'"{nested}"', "[]", "{}", "null", "7", '"[1]"'):
+            wire.send_line(f'{{"jsonrpc":"2.0","id":{id_of_answer},"result":{{}}}}'.encode())
+        assert wire.call(1, "list_sessions")["sessions"] == []
+
+
 @pytest.mark.slow
 def test_a_daemon_with_other_settings_makes_way_when_idle_and_is_kept_while_in_use(home: Path) -> None:
     with connecting(home) as first:
