@@ -6,8 +6,10 @@ import json
 import os
 import platform
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -165,6 +167,16 @@ async def test_s07_a_gateway_that_is_gone_is_told_before_the_agent_starts(tmp_pa
     await sandbox.destroy()
 
 
+def processes_with(reference: Mapping[str, Any], command: str) -> list[Path]:
+    """Processes of a sandbox whose command line begins so, in /proc; one that ends meanwhile has none."""
+    found = []
+    for process in processes_of(reference):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{process}/cmdline").read_bytes().startswith(command.encode()):
+                found.append(Path(f"/proc/{process}"))
+    return found
+
+
 async def test_s08_the_cli_itself_runs_inside(sandbox: BubblewrapSandbox) -> None:
     """S08: not its shell commands only: its own file and web tools too are held by the same walls."""
     agent = await sandbox.start_agent(
@@ -172,11 +184,11 @@ async def test_s08_the_cli_itself_runs_inside(sandbox: BubblewrapSandbox) -> Non
         AGENT_VARIABLES,
     )
     try:
-        [cli] = [
-            Path(f"/proc/{process}")
-            for process in processes_of(sandbox.reference)
-            if Path(f"/proc/{process}/cmdline").read_bytes().startswith(CLI.encode())
-        ]
+        # The launching shell turns into it a moment after the start.
+        with anyio.fail_after(PATIENCE_S):
+            while not (found := processes_with(sandbox.reference, CLI)):
+                await anyio.sleep(0.01)
+        [cli] = found
         for kind in ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts"):
             assert os.readlink(cli / "ns" / kind) != os.readlink(f"/proc/self/ns/{kind}"), kind
         status = (cli / "status").read_text()
