@@ -44,6 +44,7 @@ from server.sandbox_meter import SandboxMeter
 from server.services import Services
 from server.snapshots import Snapshots
 from server.telemetry.spans import present
+from server.turn_limits import TurnLimits
 from server.turn_runner import TurnRunner
 
 log = structlog.get_logger(__name__)
@@ -76,7 +77,7 @@ class SessionActor:
         self._turns = TurnRunner(
             services,
             session,
-            policy,
+            TurnLimits(services, policy),
             authority=self._authority,
             snapshots=self._snapshots,
             meter=self._meter,
@@ -188,7 +189,7 @@ class SessionActor:
                 await turns.keep_limits()
                 idle_until = turns.idle_since + self._services.settings.idle_s
                 item: Item | None = None
-                with anyio.move_on_at(idle_until if turns.open is None else turns.next_deadline(turns.open)):
+                with anyio.move_on_at(idle_until if turns.open is None else turns.limits.next_look(turns.open)):
                     item = await self._receive.receive()
                 if item is None:
                     await self._on_deadline()
@@ -218,7 +219,7 @@ class SessionActor:
 
         async with background_tasks() as beside:
             beside.start_soon(checkpoint)
-            live = await self.placement.agent_of(self.session, self._turns.policy, sandbox, stack)
+            live = await self.placement.agent_of(self.session, self._turns.limits.policy, sandbox, stack)
             await self._authority.restore()
             if not first.resumed:
                 first.leftover = await self._authority.owes_a_call()

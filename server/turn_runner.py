@@ -14,7 +14,6 @@ import anyio
 import structlog
 from claude_agent_sdk import AssistantMessage, ClaudeSDKError, Message, SystemMessage
 
-from policies import Policy
 from server.agent.agent import Agent
 from server.authority import SessionAuthority
 from server.conclusions import departure
@@ -23,15 +22,15 @@ from server.endings import ended_record, is_foreign_result, write_end
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Grant, classify
 from server.inbox import Leave, OpenTurn, StartTurn, message_id_of
-from server.models import NANO_USD, EventKind, Failure, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
+from server.models import EventKind, Failure, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.placing import Placement
-from server.policy_book import tightest
 from server.retrying import CONTINUE_PROMPT, next_attempt
 from server.sandbox_meter import SandboxMeter
 from server.services import Services
 from server.snapshots import Snapshots
 from server.store import Heard
 from server.telemetry.turn_span import TurnSpan
+from server.turn_limits import TurnLimits
 from server.turns import Entry, TurnTracker
 
 log = structlog.get_logger(__name__)
@@ -45,9 +44,6 @@ WAKE_GRACE_S: Final = 1.0
 SETTLE_GRACE_S: Final = 2.0
 """How long after a result the agent may take to call itself idle (measured: 3 ms)."""
 
-POLICY_LOOK_S: Final = 2.0
-"""How long a turn of which nothing is heard may go on before its policy is looked at again."""
-
 LEDGER_GRACE_S: Final = 5.0
 """How long a turn's end waits for the ledger entry of its last model request."""
 
@@ -58,7 +54,7 @@ class TurnRunner:
     Args:
         services: the shared parts.
         session: the session.
-        policy: what it works under.
+        limits: bound its turns.
         authority: decides on its agent's calls.
         snapshots: takes its checkpoints.
         meter: measures its sandbox.
@@ -66,7 +62,7 @@ class TurnRunner:
 
     Attributes:
         session: the session as this server last wrote it.
-        policy: the policy as it was when the last turn began.
+        limits: bound its turns.
         open: the turn under way.
         leaving: why the session's agent is to go.
         still: the tree that the files are since a turn's end, as the agent is held still.
@@ -77,7 +73,7 @@ class TurnRunner:
         self,
         services: Services,
         session: SessionRecord,
-        policy: Policy,
+        limits: TurnLimits,
         *,
         authority: SessionAuthority,
         snapshots: Snapshots,
@@ -85,7 +81,7 @@ class TurnRunner:
         placement: Placement,
     ) -> None:
         self.session = session
-        self.policy = policy
+        self.limits = limits
         self.open: OpenTurn | None = None
         self.leaving: Leave | None = None
         self.still: str | None = None
@@ -98,8 +94,6 @@ class TurnRunner:
         self._tracker = TurnTracker()
         self._agent: Agent | None = None
         self._grant: Grant | None = None
-        self._bounded_by: Policy | None = None
-        """The policy whose limits the open turn keeps."""
         self._known = 0
         self._heard = 0
         """How far the agent's output is in the store, where it may outlive this process."""
@@ -260,52 +254,20 @@ class TurnRunner:
             return
         self._tracker.begin()
         self._authority.begin(turn.record.number)
-        self._bounded_by = None
-        turn.timeout_s = self._longest_turn()
-        turn.deadline = anyio.current_time() + turn.timeout_s
+        self.limits.begin(self.session, turn)
         if self._grant is not None:
             self._grant.turn = turn.record.number
             self._grant.trace = turn.span.context
             self._grant.failures.clear()
 
-    def _longest_turn(self) -> float:
-        """How long a turn may take, by the settings and by the policy as it is now."""
-        try:
-            self.policy = self._services.policy_of(self.session)
-        except RookeryError as error:
-            log.warning("policy cannot be read; the one at the start holds", error=str(error))
-        longest = self._services.settings.turn_timeout_s
-        return tightest(self.policy.limits.wall, longest) or longest
-
-    def next_deadline(self, turn: OpenTurn) -> float:
-        """When to look after the open turn at the latest, on anyio's clock."""
-        return min(turn.next_deadline(), anyio.current_time() + POLICY_LOOK_S)
-
     async def keep_limits(self) -> None:
-        """Hold the open turn to the limits of its policy as it is now: one that was tightened holds at once.
+        """Hold the open turn to the limits of its policy as it is now.
 
         Raises:
             RookeryError: ``storage_unavailable``.
         """
-        turn = self.open
-        if turn is None or turn.stop_deadline is not None:
-            return
-        try:
-            policy = self._services.policy_of(self.session)
-        except RookeryError:
-            # No call and no model request passes meanwhile.
-            return
-        if policy is self._bounded_by:
-            return
-        self._bounded_by = policy
-        longest = tightest(policy.limits.wall, turn.timeout_s) or turn.timeout_s
-        turn.deadline -= turn.timeout_s - longest
-        turn.timeout_s = longest
-        if policy.limits.usd is not None:
-            cap = round(policy.limits.usd * NANO_USD)
-            present = (await self._services.store.session_for_server(self.session.id)).budget_nano_usd
-            if present is None or cap < present:
-                self.session = await self._services.store.update_session(self.session.id, budget_nano_usd=cap)
+        if self.open is not None:
+            self.session = await self.limits.keep(self.session, self.open)
 
     async def stop(self, *, interrupted: bool = False, timed_out: bool = False) -> None:
         """Ask the agent to stop; its result follows, or its process is ended after a grace."""
