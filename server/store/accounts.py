@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from functools import cache
+from typing import Final
 
-from sqlalchemy import Connection, Row, and_, bindparam, select
+from sqlalchemy import Connection, and_, bindparam, select
 
 from server.budgets import Cap, Caps, Scope, Standing
-from server.store.database import insert as upsert
+from server.store.database import insert_for
+from server.store.prepared import AnyRow, Prepared
 from server.store.tables import budget_accounts, sessions
 from server.store.tables import tokens as api_tokens
 
@@ -31,7 +33,7 @@ AMOUNTS: Final = (
 """The numbers of an account."""
 
 _CAPPED_TOKEN: Final = and_(sessions.c.token_id == api_tokens.c.id, api_tokens.c.budget_nano_usd.is_not(None))
-_SESSION: Final = (
+_SESSION: Final = Prepared(
     select(
         sessions.c.parent_id,
         sessions.c.forked_from,
@@ -43,18 +45,25 @@ _SESSION: Final = (
     .select_from(sessions.outerjoin(api_tokens, _CAPPED_TOKEN))
     .where(sessions.c.id == bindparam("key"))
 )
-_TOKEN: Final = (
+_TOKEN: Final = Prepared(
     select(api_tokens.c.id, api_tokens.c.budget_nano_usd)
     .join(sessions, _CAPPED_TOKEN)
     .where(sessions.c.id == bindparam("key"))
 )
-_ACCOUNTS: Final = (
-    select(budget_accounts)
-    .where(budget_accounts.c.id.in_(bindparam("ids", expanding=True)))
-    .order_by(budget_accounts.c.id)
-)
-_LOCKED_ACCOUNTS: Final = _ACCOUNTS.with_for_update()
-"""Statements are made once: making them takes longer than running them."""
+_ACCOUNT: Final = Prepared(select(budget_accounts).where(budget_accounts.c.id == bindparam("key")))
+
+
+@cache
+def _locked(count: int) -> Prepared:
+    """Reads so many accounts, in the order of their ids, and locks them."""
+    those = budget_accounts.c.id.in_([bindparam(f"id_{number}") for number in range(count)])
+    return Prepared(select(budget_accounts).where(those).order_by(budget_accounts.c.id).with_for_update())
+
+
+@cache
+def _open(dialect: str) -> Prepared:
+    """Opens an account, unless it is there."""
+    return Prepared(insert_for(dialect, budget_accounts).on_conflict_do_nothing(index_elements=["id"]))
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ def accounts_of(
 
 def token_accounts(connection: Connection, session_id: str) -> list[Account]:
     """The account of the API token that a session was spawned with, where that has a cap."""
-    row = connection.execute(_TOKEN, {"key": session_id}).first()
+    row = _TOKEN.first(connection, {"key": session_id})
     return [] if row is None else [_token_account(row.id, row.budget_nano_usd)]
 
 
@@ -129,7 +138,7 @@ def _lineage(connection: Connection, session_id: str) -> list[_Member]:
     for _ in range(MAX_ANCESTORS):
         if current is None:
             break
-        row = connection.execute(_SESSION, {"key": current}).first()
+        row = _SESSION.first(connection, {"key": current})
         if charged:
             dollars, tokens = (None, None) if row is None else (row.budget_nano_usd, row.budget_tokens)
             token = None
@@ -145,33 +154,33 @@ def _lineage(connection: Connection, session_id: str) -> list[_Member]:
     return found
 
 
-def rows_of(connection: Connection, ids: Sequence[str]) -> Mapping[str, Row[Any]]:
+def rows_of(connection: Connection, ids: Sequence[str]) -> Mapping[str, AnyRow]:
     """The rows of accounts, locked. Those that are not there yet are opened."""
-    rows = {row.id: row for row in connection.execute(_LOCKED_ACCOUNTS, {"ids": ids})}
+    statement, values = _locked(len(ids)), {f"id_{number}": key for number, key in enumerate(ids)}
+    rows = {row.id: row for row in statement.rows(connection, values)}
     if len(rows) < len(set(ids)):
         opened(connection, ids)
-        rows = {row.id: row for row in connection.execute(_LOCKED_ACCOUNTS, {"ids": ids})}
+        rows = {row.id: row for row in statement.rows(connection, values)}
     return rows
 
 
 def opened(connection: Connection, ids: Sequence[str]) -> None:
     """Open accounts that are not there yet."""
     zero = dict.fromkeys(AMOUNTS, 0)
-    statement = upsert(connection, budget_accounts).on_conflict_do_nothing(index_elements=["id"])
-    connection.execute(statement, [{"id": account, **zero} for account in ids])
+    _open(connection.dialect.name).change_each(connection, [{"id": account, **zero} for account in ids])
 
 
 def look(connection: Connection, account: Account) -> Standing:
     """How an account stands, without locking or opening it."""
-    return standing_in(connection.execute(_ACCOUNTS, {"ids": [account.id]}).first(), account)
+    return standing_in(_ACCOUNT.first(connection, {"key": account.id}), account)
 
 
-def standing_in(row: Row[Any] | None, account: Account) -> Standing:
+def standing_in(row: AnyRow | None, account: Account) -> Standing:
     """How an account stands whose row may not be there yet."""
     return Standing(scope=account.scope, cap=account.cap) if row is None else standing(row, account)
 
 
-def standing(row: Row[Any], account: Account, child: Row[Any] | None = None) -> Standing:
+def standing(row: AnyRow, account: Account, child: AnyRow | None = None) -> Standing:
     """How an account stands; ``child`` is the account of the child that spends: what it holds is at its disposal."""
     return Standing(
         scope=account.scope,

@@ -9,14 +9,15 @@ what it promised them until they end too.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from server.budgets import Scope
 from server.errors import ErrorCode, RookeryError
 from server.models import NANO_USD, SessionRecord, SessionState
 from server.store.accounts import account_id, rows_of, session_of
+from server.store.prepared import AnyRow, Prepared
 from server.store.room import record
 from server.store.tables import budget_accounts, sessions
 
@@ -25,12 +26,12 @@ Drawn = list[tuple[str, str, int, int]]
 that came from its allotment."""
 
 _TABLE: Final = budget_accounts.c
-_MOVE_HELD: Final = (
+_MOVE_HELD: Final = Prepared(
     update(budget_accounts)
     .where(_TABLE.id == bindparam("key"))
     .values(held_nano_usd=_TABLE.held_nano_usd + bindparam("more"), held_tokens=_TABLE.held_tokens + bindparam("most"))
 )
-_MOVE_ALLOTTED: Final = (
+_MOVE_ALLOTTED: Final = Prepared(
     update(budget_accounts)
     .where(_TABLE.id == bindparam("key"))
     .values(
@@ -38,8 +39,8 @@ _MOVE_ALLOTTED: Final = (
         allotted_tokens=_TABLE.allotted_tokens + bindparam("most"),
     )
 )
-_RECORD: Final = select(sessions).where(sessions.c.id == bindparam("key"))
-_STATE: Final = select(sessions.c.state).where(sessions.c.id == bindparam("key"))
+_RECORD: Final = Prepared(select(sessions).where(sessions.c.id == bindparam("key")))
+_STATE: Final = Prepared(select(sessions.c.state).where(sessions.c.id == bindparam("key")))
 
 
 def allot(connection: Connection, session: SessionRecord) -> None:
@@ -54,7 +55,7 @@ def allot(connection: Connection, session: SessionRecord) -> None:
         return
     own, parent = account_id(Scope.SESSION, session.id), account_id(Scope.SESSION, session.parent_id)
     rows = rows_of(connection, sorted((own, parent)))
-    caps = connection.execute(_RECORD, {"key": session.parent_id}).first()
+    caps = _RECORD.first(connection, {"key": session.parent_id})
     dollars = _wanted(session.budget_nano_usd, rows[own], "nano_usd") - rows[own].held_nano_usd
     tokens = _wanted(session.budget_tokens, rows[own], "tokens") - rows[own].held_tokens
     if caps is not None:
@@ -73,7 +74,7 @@ def release(connection: Connection, session: SessionRecord) -> None:
     more = max(0, row.held_nano_usd - row.allotted_nano_usd)
     most = max(0, row.held_tokens - row.allotted_tokens)
     _move(connection, own, parent, -more, -most)
-    above = connection.execute(_RECORD, {"key": session.parent_id}).first()
+    above = _RECORD.first(connection, {"key": session.parent_id})
     if above is not None and SessionState(above.state).is_terminal:
         # It kept this for its child alone.
         release(connection, record(SessionRecord, above))
@@ -86,8 +87,8 @@ def give_back(connection: Connection, drawn: Drawn, spent_nano_usd: int, spent_t
     """
     lives = False
     for own, parent, nano_usd, tokens in drawn:
-        state = connection.execute(_STATE, {"key": session_of(own)}).scalar()
-        lives = lives or (state is not None and not SessionState(state).is_terminal)
+        row = _STATE.first(connection, {"key": session_of(own)})
+        lives = lives or (row is not None and not SessionState(row.state).is_terminal)
         if not lives:
             continue
         held = rows_of(connection, sorted((own, parent)))[own]
@@ -98,21 +99,21 @@ def give_back(connection: Connection, drawn: Drawn, spent_nano_usd: int, spent_t
 
 def _move(connection: Connection, own: str, parent: str, more: int, most: int) -> None:
     if more or most:
-        connection.execute(_MOVE_HELD, {"key": own, "more": more, "most": most})
-        connection.execute(_MOVE_ALLOTTED, {"key": parent, "more": more, "most": most})
+        _MOVE_HELD.change(connection, {"key": own, "more": more, "most": most})
+        _MOVE_ALLOTTED.change(connection, {"key": parent, "more": more, "most": most})
 
 
-def _wanted(cap: int | None, row: Row[Any], unit: str) -> int:
+def _wanted(cap: int | None, row: AnyRow, unit: str) -> int:
     """What the caps let a child still spend; nothing is set aside where there is no cap."""
     if cap is None:
         return 0
-    return max(0, cap - int(row._mapping[f"spent_{unit}"]) - int(row._mapping[f"reserved_{unit}"]))
+    return max(0, cap - int(getattr(row, f"spent_{unit}")) - int(getattr(row, f"reserved_{unit}")))
 
 
-def _check(cap: int | None, row: Row[Any], unit: str, more: int, *, ended: bool) -> None:
+def _check(cap: int | None, row: AnyRow, unit: str, more: int, *, ended: bool) -> None:
     if cap is None or more <= 0:
         return
-    used = sum(int(row._mapping[f"{part}_{unit}"]) for part in ("spent", "reserved", "allotted"))
+    used = sum(int(getattr(row, f"{part}_{unit}")) for part in ("spent", "reserved", "allotted"))
     left = 0 if ended else cap - used
     if more > left:
         shown = f"${max(0, left) / NANO_USD:.4f}" if unit == "nano_usd" else f"{max(0, left):,} tokens"

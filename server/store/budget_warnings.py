@@ -11,17 +11,18 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from server.budgets import Cap, Claim, Scope, Standing, warning_level
 from server.errors import RookeryError
 from server.models import NANO_USD, EventKind
 from server.store.accounts import Account, session_of
 from server.store.events import append
+from server.store.prepared import AnyRow, Prepared
 from server.store.tables import budget_accounts, sessions
 
 _TABLE: Final = budget_accounts.c
-_SPENT: Final = (
+_SPENT: Final = Prepared(
     select(
         sessions.c.id,
         sessions.c.turn,
@@ -31,9 +32,11 @@ _SPENT: Final = (
         _TABLE.spent_tokens,
     )
     .join(budget_accounts, _TABLE.id == f"{Scope.SESSION}:" + sessions.c.id)
-    .where(sessions.c.id.in_(bindparam("ids", expanding=True)))
+    .where(sessions.c.id == bindparam("key"))
 )
-_WARNED: Final = update(budget_accounts).where(_TABLE.id == bindparam("key")).values(warned=bindparam("level"))
+_WARNED: Final = Prepared(
+    update(budget_accounts).where(_TABLE.id == bindparam("key")).values(warned=bindparam("level"))
+)
 
 
 def warn_of_spending(
@@ -44,7 +47,7 @@ def warn_of_spending(
         return []
     named = [key for account in accounts if (key := session_of(account)) is not None]
     warned: list[str] = []
-    for row in connection.execute(_SPENT, {"ids": named}).all():
+    for row in [found for key in named for found in _SPENT.rows(connection, {"key": key})]:
         now = Standing(
             scope=Scope.SESSION,
             cap=Cap(nano_usd=row.budget_nano_usd, tokens=row.budget_tokens),
@@ -64,7 +67,7 @@ def warn_of_caps(
     connection: Connection,
     claim: Claim,
     accounts: Iterable[tuple[Account, Standing]],
-    rows: Mapping[str, Row[Any]],
+    rows: Mapping[str, AnyRow],
     at: datetime,
 ) -> bool:
     """Warn in the session that asks of each cap of the operator whose next level was reached; whether there is one."""
@@ -76,7 +79,7 @@ def warn_of_caps(
         if level == known:
             continue
         # A cap that was raised is warned of anew.
-        connection.execute(_WARNED, {"key": account.id, "level": level})
+        _WARNED.change(connection, {"key": account.id, "level": level})
         if level > known:
             # A session that was deleted meanwhile has no log any more.
             with suppress(RookeryError):

@@ -7,13 +7,14 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, Row, Update, and_, bindparam, case, delete, insert, or_, select, update
+from sqlalchemy import BigInteger, Connection, and_, bindparam, case, delete, insert, or_, select, update
 
 from server.budgets import Caps, Claim, Reservation, Scope, Shortage, Standing, fit
 from server.models import LedgerEntry, Usage
 from server.store.accounts import Account, account_id, accounts_of, look, opened, rows_of, standing
 from server.store.allotments import Drawn, give_back
 from server.store.budget_warnings import warn_of_caps, warn_of_spending
+from server.store.prepared import AnyRow, Prepared
 from server.store.room import Room
 from server.store.tables import budget_accounts, reservations, sessions
 
@@ -41,11 +42,13 @@ class Budgets(Room):
 
 _TABLE: Final = budget_accounts.c
 
-_CAPS: Final = select(sessions.c.budget_nano_usd.label("nano_usd"), sessions.c.budget_tokens.label("tokens")).where(
-    sessions.c.id == bindparam("key")
+_CAPS: Final = Prepared(
+    select(sessions.c.budget_nano_usd.label("nano_usd"), sessions.c.budget_tokens.label("tokens")).where(
+        sessions.c.id == bindparam("key")
+    )
 )
-_RESERVE: Final = insert(reservations)
-_RELEASE: Final = (
+_RESERVE: Final = Prepared(insert(reservations))
+_RELEASE: Final = Prepared(
     delete(reservations)
     .where(reservations.c.id == bindparam("key"))
     .returning(
@@ -56,9 +59,9 @@ _RELEASE: Final = (
         reservations.c.drawn,
     )
 )
-_SETTLE: Final = (
+_SETTLE: Final = Prepared(
     update(budget_accounts)
-    .where(_TABLE.id.in_(bindparam("ids", expanding=True)))
+    .where(_TABLE.id == bindparam("key"))
     .values(
         spent_nano_usd=_TABLE.spent_nano_usd + bindparam("nano_usd"),
         spent_tokens=_TABLE.spent_tokens + bindparam("tokens"),
@@ -66,11 +69,10 @@ _SETTLE: Final = (
         reserved_tokens=_TABLE.reserved_tokens - bindparam("freed_tokens"),
     )
 )
-"""Statements are made once: making them takes longer than running them."""
 
 
 @cache
-def _take(accounts: int, children: bool) -> Update:
+def _take(accounts: int, children: bool) -> Prepared:
     """One UPDATE that reserves in as many accounts, each only if it has room; their number tells whether all had.
 
     Args:
@@ -95,7 +97,7 @@ def _take(accounts: int, children: bool) -> Update:
         for name in ("held_nano_usd", "held_tokens", "allotted_nano_usd", "allotted_tokens"):
             parts = [(_TABLE.id == bindparam(f"id_{at}"), _number(f"{name}_{at}")) for at in range(accounts)]
             taken[name] = _TABLE[name] - case(*parts, else_=0)
-    return update(budget_accounts).where(or_(*with_room)).values(taken)
+    return Prepared(update(budget_accounts).where(or_(*with_room)).values(taken))
 
 
 def _number(name: str) -> Any:
@@ -120,7 +122,7 @@ def _reserve(connection: Connection, claim: Claim, at: datetime) -> tuple[Reserv
     nano_usd, tokens = claim.nano_usd(granted), claim.input_tokens + granted
     drawn = _drawn(accounts, rows, nano_usd, tokens)
     values = _values(accounts, rows, drawn) | {"nano_usd": nano_usd, "tokens": tokens}
-    if connection.execute(_take(len(accounts), bool(drawn)), values).rowcount != len(accounts):
+    if _take(len(accounts), bool(drawn)).change(connection, values) != len(accounts):
         # Not reached while the rows are locked; the condition in the UPDATE is what makes it safe without.
         raise RuntimeError("a budget changed while it was locked")
     row = {
@@ -139,11 +141,11 @@ def _reserve(connection: Connection, claim: Claim, at: datetime) -> tuple[Reserv
         "created_at": at,
         "drawn": drawn or None,
     }
-    connection.execute(_RESERVE, row)
+    _RESERVE.change(connection, row)
     return Reservation(id=claim.id, output_tokens=granted, nano_usd=nano_usd, tokens=tokens), warned
 
 
-def _drawn(accounts: Sequence[Account], rows: Mapping[str, Row[Any]], nano_usd: int, tokens: int) -> Drawn:
+def _drawn(accounts: Sequence[Account], rows: Mapping[str, AnyRow], nano_usd: int, tokens: int) -> Drawn:
     """What of a request comes from allotments."""
     drawn: Drawn = []
     for account in accounts:
@@ -154,7 +156,7 @@ def _drawn(accounts: Sequence[Account], rows: Mapping[str, Row[Any]], nano_usd: 
     return drawn
 
 
-def _values(accounts: Sequence[Account], rows: Mapping[str, Row[Any]], drawn: Drawn) -> dict[str, str | int]:
+def _values(accounts: Sequence[Account], rows: Mapping[str, AnyRow], drawn: Drawn) -> dict[str, str | int]:
     values: dict[str, str | int] = {}
     given = {child: (nano_usd, tokens) for child, _, nano_usd, tokens in drawn}
     taken = {parent: (nano_usd, tokens) for _, parent, nano_usd, tokens in drawn}
@@ -177,7 +179,7 @@ def session_standing(connection: Connection, session_id: str) -> Standing:
 
 def session_account(connection: Connection, session_id: str, caps: Caps) -> Account:
     """A session's own account with its caps; those of an unknown session have none."""
-    row = connection.execute(_CAPS, {"key": session_id}).first()
+    row = _CAPS.first(connection, {"key": session_id})
     found = caps.session
     if row is not None:
         found = found.model_copy(update={"nano_usd": row.nano_usd})
@@ -195,17 +197,16 @@ def settle(connection: Connection, entry: LedgerEntry) -> list[str]:
         Ids of the sessions whose log got a warning.
     """
     spent, tokens = entry.nano_usd or 0, tokens_of(entry)
-    held = connection.execute(_RELEASE, {"key": entry.id}).first()
+    held = _RELEASE.first(connection, {"key": entry.id})
     if held is None:
         return charge(connection, entry.session_id, entry.root_id, entry.principal, entry.started_at, spent, tokens)
     values = {
-        "ids": held.accounts,
         "nano_usd": spent,
         "tokens": tokens,
         "freed_nano_usd": held.nano_usd,
         "freed_tokens": held.input_tokens + held.output_tokens,
     }
-    connection.execute(_SETTLE, values)
+    _SETTLE.change_each(connection, [values | {"key": key} for key in held.accounts])
     if held.drawn:
         give_back(connection, held.drawn, spent, tokens)
     return warn_of_spending(connection, held.accounts, spent, tokens, entry.ended_at)
@@ -218,8 +219,8 @@ def charge(
     accounts = accounts_of(connection, session_id=session_id, root_id=root_id, principal=principal, at=at, caps=Caps())
     ids = [account.id for account in accounts]
     opened(connection, ids)
-    values = {"ids": ids, "nano_usd": nano_usd, "tokens": tokens, "freed_nano_usd": 0, "freed_tokens": 0}
-    connection.execute(_SETTLE, values)
+    values = {"nano_usd": nano_usd, "tokens": tokens, "freed_nano_usd": 0, "freed_tokens": 0}
+    _SETTLE.change_each(connection, [values | {"key": key} for key in ids])
     give_back(connection, [(one.feeds, one.id, 0, 0) for one in accounts if one.feeds], nano_usd, tokens)
     return warn_of_spending(connection, ids, nano_usd, tokens, at)
 

@@ -9,7 +9,7 @@ for the thread always finishes it. On Postgres the same function runs over async
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
@@ -84,44 +84,67 @@ class SqliteDatabase:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._writer = _sqlite_engine(path, begin="BEGIN IMMEDIATE", size=1)
-        self._reader = _sqlite_engine(path, begin="BEGIN", size=_READERS, pragmas={"query_only": "ON"})
-        self._write_slot = anyio.CapacityLimiter(1)
-        self._read_slots = anyio.CapacityLimiter(_READERS)
+        self._writer = _Connections(path, begin="BEGIN IMMEDIATE", count=1)
+        self._readers = _Connections(path, begin="BEGIN", count=_READERS, pragmas={"query_only": "ON"})
 
     async def read(self, body: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._run(self._reader, self._read_slots, lambda connection: body(connection, *args, **kwargs))
+        return await self._readers.run(lambda connection: body(connection, *args, **kwargs))
 
     async def write(self, body: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._run(self._writer, self._write_slot, lambda connection: body(connection, *args, **kwargs))
+        return await self._writer.run(lambda connection: body(connection, *args, **kwargs))
 
     async def migrate(self, body: Callable[[Connection], T]) -> T:
         """As :meth:`write`, with foreign keys off (a rebuilt table must not cascade) and a longer patience."""
-        engine = _sqlite_engine(
-            self._path, begin="BEGIN IMMEDIATE", size=1, pragmas={"foreign_keys": "OFF", "busy_timeout": "60000"}
-        )
+        pragmas = {"foreign_keys": "OFF", "busy_timeout": "60000"}
+        connections = _Connections(self._path, begin="BEGIN IMMEDIATE", count=1, pragmas=pragmas)
         try:
-            return await self._run(engine, anyio.CapacityLimiter(1), body)
+            return await connections.run(body)
         finally:
-            engine.dispose()
-
-    async def _run(self, engine: Engine, slots: anyio.CapacityLimiter, body: Callable[[Connection], T]) -> T:
-        # A running thread is shielded by anyio, so this bounds the wait for a free slot, and nothing else.
-        with anyio.move_on_after(QUEUE_TIMEOUT_S):
-            return await anyio.to_thread.run_sync(_transact, engine, body, limiter=slots)
-        raise storage_unavailable("The database is too busy. Try again in a moment.", detail="no free connection")
+            connections.close()
 
     def close(self) -> None:
-        self._reader.dispose()
-        self._writer.dispose()
+        self._readers.close()
+        self._writer.close()
 
 
-def _transact(engine: Engine, body: Callable[[Connection], T]) -> T:
-    with translated(), engine.begin() as connection:
-        return body(connection)
+class _Connections:
+    """Connections of one kind, which stay open and are lent to one transaction at a time.
+
+    Taking one from SQLAlchemy's pool for each transaction, and putting it back, takes longer than the transaction.
+    """
+
+    def __init__(self, path: Path, *, begin: str, count: int, pragmas: Mapping[str, str] | None = None) -> None:
+        self._engine = _sqlite_engine(path, begin=begin, size=count, pragmas=pragmas or {})
+        self._slots = anyio.CapacityLimiter(count)
+        self._idle: list[Connection] = []
+
+    async def run(self, body: Callable[[Connection], T]) -> T:
+        """One transaction in a worker thread."""
+        # A running thread is shielded by anyio, so this bounds the wait for a free slot, and nothing else.
+        with anyio.move_on_after(QUEUE_TIMEOUT_S):
+            return await anyio.to_thread.run_sync(self._transact, body, limiter=self._slots)
+        raise storage_unavailable("The database is too busy. Try again in a moment.", detail="no free connection")
+
+    def _transact(self, body: Callable[[Connection], T]) -> T:
+        with translated():
+            connection = self._idle.pop() if self._idle else self._engine.connect()
+            try:
+                with connection.begin():
+                    result = body(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._idle.append(connection)
+            return result
+
+    def close(self) -> None:
+        """Close all. No transaction may run any more."""
+        while self._idle:
+            self._idle.pop().close()
+        self._engine.dispose()
 
 
-def _sqlite_engine(path: Path, *, begin: str, size: int, pragmas: dict[str, str] | None = None) -> Engine:
+def _sqlite_engine(path: Path, *, begin: str, size: int, pragmas: Mapping[str, str]) -> Engine:
     engine = sqlalchemy.create_engine(
         URL.create("sqlite", database=str(path)),
         poolclass=QueuePool,
@@ -135,7 +158,8 @@ def _sqlite_engine(path: Path, *, begin: str, size: int, pragmas: dict[str, str]
         "synchronous": "NORMAL",
         "journal_size_limit": str(_JOURNAL_BYTES),
         "busy_timeout": str(int(BUSY_TIMEOUT_S * 1000)),
-    } | (pragmas or {})
+        **pragmas,
+    }
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
@@ -146,7 +170,8 @@ def _sqlite_engine(path: Path, *, begin: str, size: int, pragmas: dict[str, str]
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        driver: Any = connection.connection.driver_connection
+        driver.execute(begin)
 
     return engine
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy import Connection, insert, select
 
 from server.models import DecisionRecord
+from server.store.prepared import Prepared
 from server.store.room import Room, columns, record
 from server.store.tables import decisions
+
+_ADD: Final = Prepared(insert(decisions))
 
 
 class Decisions(Room):
@@ -49,4 +53,4 @@ class Decisions(Room):
 
 
 def _add(connection: Connection, rows: Sequence[dict[str, object]]) -> None:
-    connection.execute(insert(decisions), list(rows))
+    _ADD.change_each(connection, rows)

@@ -10,21 +10,32 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, case, insert, select, update
 
 from server.models import Event, EventKind
+from server.store.prepared import Prepared
 from server.store.room import Room, not_found, record
 from server.store.tables import counters, events
 
 Entry = tuple[EventKind, dict[str, Any]]
 
-_NUMBER = (
+_NUMBER: Final = Prepared(
     update(counters)
     .where(counters.c.session_id == bindparam("key"))
     .values(last_seq=counters.c.last_seq + bindparam("count"))
     .returning(counters.c.last_seq)
 )
 
-_INSERT = insert(events)
+_INSERT: Final = Prepared(insert(events))
 
-_LAST = select(counters.c.session_id, counters.c.last_seq).where(
+_LISTENED: Final = (
+    update(counters)
+    .where(counters.c.session_id == bindparam("key"))
+    .values(agent_stream=bindparam("stream"), agent_heard=bindparam("position"))
+)
+_SETTLED: Final = Prepared(_LISTENED.values(agent_settled=bindparam("position")))
+# The first of another agent: nothing of it is settled yet.
+_SAME: Final = counters.c.agent_stream == bindparam("stream")
+_HEARD: Final = Prepared(_LISTENED.values(agent_settled=case((_SAME, counters.c.agent_settled), else_=0)))
+
+_LAST: Final = select(counters.c.session_id, counters.c.last_seq).where(
     counters.c.session_id.in_(bindparam("keys", expanding=True))
 )
 
@@ -47,15 +58,8 @@ class Heard:
 
 def note_heard(connection: Connection, session_id: str, heard: Heard, *, settled: bool) -> None:
     """Note inside a transaction how far an agent's output was taken; ``settled`` at the end of a turn."""
-    values: dict[str, Any] = {"agent_stream": heard.stream, "agent_heard": heard.position}
-    where = counters.c.session_id == session_id
-    if settled:
-        values["agent_settled"] = heard.position
-    else:
-        # The first of another agent: nothing of it is settled yet.
-        same = counters.c.agent_stream == heard.stream
-        values["agent_settled"] = case((same, counters.c.agent_settled), else_=0)
-    connection.execute(update(counters).where(where).values(values))
+    values = {"key": session_id, "stream": heard.stream, "position": heard.position}
+    (_SETTLED if settled else _HEARD).change(connection, values)
 
 
 class Events(Room):
@@ -141,14 +145,14 @@ def append(
     Raises:
         RookeryError: ``session_not_found``.
     """
-    last = connection.execute(_NUMBER, {"key": session_id, "count": len(entries)}).scalar()
-    if last is None:
+    counted = _NUMBER.first(connection, {"key": session_id, "count": len(entries)})
+    if counted is None:
         raise not_found()
     if heard is not None:
         note_heard(connection, session_id, heard, settled=False)
     added = [
         Event(session_id=session_id, seq=seq, at=at, turn=turn, kind=kind, data=data)
-        for seq, (kind, data) in enumerate(entries, start=last - len(entries) + 1)
+        for seq, (kind, data) in enumerate(entries, start=counted.last_seq - len(entries) + 1)
     ]
-    connection.execute(_INSERT, [dict(event) for event in added])
+    _INSERT.change_each(connection, [dict(event) for event in added])
     return added

@@ -42,7 +42,7 @@ def translated() -> Iterator[None]:
     """
     try:
         yield
-    except (exc.IntegrityError, exc.ProgrammingError) as error:
+    except (exc.IntegrityError, exc.ProgrammingError, sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
         raise _own_fault(error) from error
     except exc.StatementError as error:
         if isinstance(error.orig, ValueError | OverflowError) and not isinstance(error, exc.DBAPIError):

@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Executable, Row, Select, Table, case, func, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, case, func, literal, or_, select
 
 from server.models import NANO_USD, Cost, LedgerEntry, SandboxTime
 from server.store.budgets import charge, lost_entry, settle
 from server.store.database import insert_for
+from server.store.prepared import AnyRow, Prepared
 from server.store.room import Room
 from server.store.tables import SUMS, cost_totals, ledger, principal_totals, reservations, sandbox_time, servers
 
@@ -97,9 +98,9 @@ def totals(table: Table, *where: ColumnElement[bool], by: Iterable[ColumnElement
     return select(*groups, *sums).where(*where).group_by(*groups)
 
 
-def cost_of(row: Row[Any]) -> Cost:
+def cost_of(row: AnyRow | Row[Any]) -> Cost:
     """The cost in a row that holds :data:`SUMS`. Postgres sums big integers to decimals."""
-    sums = {name: int(row._mapping[name]) for name in SUMS}
+    sums = {name: int(getattr(row, name)) for name in SUMS}
     return Cost(
         usd=sums.pop("nano_usd") / NANO_USD,
         sandbox_seconds=sums.pop("sandbox_ms") / 1000,
@@ -127,7 +128,7 @@ def _record(connection: Connection, entry: LedgerEntry) -> list[str]:
     """Write an entry, its sums, and settle its reservation; the sessions that changed, none if it was there."""
     values = {name: value for name, value in dict(entry).items() if name != "usage"}
     values |= {name: getattr(entry.usage, name) for name in _TOKENS}
-    if connection.execute(_new_entry(connection.dialect.name), values).first() is None:
+    if _new_entry(connection.dialect.name).first(connection, values) is None:
         return []
     added = dict.fromkeys(SUMS, 0) | {
         "nano_usd": entry.nano_usd or 0,
@@ -149,8 +150,8 @@ def _add_up(connection: Connection, line: LedgerEntry | SandboxTime, model: str,
     owner = {"principal": line.principal}
     dialect = connection.dialect.name
     session = {"session_id": line.session_id, "root_id": line.root_id}
-    connection.execute(_sums(dialect, cost_totals), group | owner | session | added)
-    connection.execute(_sums(dialect, principal_totals), group | owner | added)
+    _sums(dialect, cost_totals).change(connection, group | owner | session | added)
+    _sums(dialect, principal_totals).change(connection, group | owner | added)
 
 
 def _record_sandbox(connection: Connection, line: SandboxTime) -> list[str]:
@@ -166,14 +167,14 @@ def _record_sandbox(connection: Connection, line: SandboxTime) -> list[str]:
 
 
 @cache
-def _new_entry(dialect: str) -> Executable:
-    """Writes an entry unless it is there; made once, for making a statement takes longer than running it."""
-    return insert_for(dialect, ledger).on_conflict_do_nothing(index_elements=["id"]).returning(ledger.c.id)
+def _new_entry(dialect: str) -> Prepared:
+    """Writes an entry unless it is there."""
+    return Prepared(insert_for(dialect, ledger).on_conflict_do_nothing(index_elements=["id"]).returning(ledger.c.id))
 
 
 @cache
-def _sums(dialect: str, table: Table) -> Executable:
+def _sums(dialect: str, table: Table) -> Prepared:
     """Adds to a row of running sums, or begins it."""
     statement = insert_for(dialect, table)
     sums = {name: table.c[name] + statement.excluded[name] for name in SUMS}
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums)
+    return Prepared(statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums))

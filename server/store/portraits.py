@@ -24,6 +24,7 @@ from server.models import (
 )
 from server.store.accounts import Account, account_id, standing_in
 from server.store.ledger import cost_of, totals
+from server.store.prepared import Prepared
 from server.store.room import Room, not_found, owned_session, record
 from server.store.tables import approvals, budget_accounts, checkpoints, cost_totals, events, turns
 
@@ -63,13 +64,19 @@ class Portraits(Room):
         return await self._database.read(_portrait, principal, session_id, turn, with_checkpoints, self._now())
 
 
-_TURN: Final = select(turns).where(turns.c.session_id == bindparam("key"), turns.c.number == bindparam("number"))
-_SUMS: Final = totals(cost_totals, cost_totals.c.session_id == bindparam("key")).subquery()
-_SPENDING: Final = select(_SUMS, budget_accounts).select_from(
-    _SUMS.outerjoin(budget_accounts, budget_accounts.c.id == bindparam("account"))
+_TURN: Final = Prepared(
+    select(turns).where(turns.c.session_id == bindparam("key"), turns.c.number == bindparam("number"))
 )
-_LATEST: Final = select(events).where(events.c.session_id == bindparam("key")).order_by(events.c.seq.desc()).limit(1)
-_PENDING: Final = (
+_SUMS: Final = totals(cost_totals, cost_totals.c.session_id == bindparam("key")).subquery()
+_SPENDING: Final = Prepared(
+    select(_SUMS, budget_accounts).select_from(
+        _SUMS.outerjoin(budget_accounts, budget_accounts.c.id == bindparam("account"))
+    )
+)
+_LATEST: Final = Prepared(
+    select(events).where(events.c.session_id == bindparam("key")).order_by(events.c.seq.desc()).limit(1)
+)
+_PENDING: Final = Prepared(
     select(approvals)
     .where(
         approvals.c.session_id == bindparam("key"),
@@ -79,12 +86,11 @@ _PENDING: Final = (
     )
     .order_by(approvals.c.created_at, approvals.c.id)
 )
-_CHECKPOINTS: Final = (
+_CHECKPOINTS: Final = Prepared(
     select(checkpoints)
     .where(checkpoints.c.session_id == bindparam("key"))
     .order_by(checkpoints.c.created_at, checkpoints.c.id)
 )
-"""Statements are made once: making them takes longer than running them."""
 
 
 def _portrait(
@@ -93,16 +99,16 @@ def _portrait(
     session = owned_session(connection, principal, session_id)
     key = {"key": session_id}
     turn = _turn(connection, session, session.turn if number is None else number)
-    latest = connection.execute(_LATEST, key).first()
+    latest = _LATEST.first(connection, key)
     pending: tuple[ApprovalRecord, ...] = ()
     taken: tuple[CheckpointRecord, ...] = ()
     if session.state.is_busy:
-        rows = connection.execute(_PENDING, {**key, "number": turn.number, "now": now})
+        rows = _PENDING.rows(connection, {**key, "number": turn.number, "now": now})
         pending = tuple(record(ApprovalRecord, row) for row in rows)
     if with_checkpoints:
-        taken = tuple(record(CheckpointRecord, row) for row in connection.execute(_CHECKPOINTS, key))
+        taken = tuple(record(CheckpointRecord, row) for row in _CHECKPOINTS.rows(connection, key))
     account = _account(session)
-    spending = connection.execute(_SPENDING, {**key, "account": account.id}).one()
+    spending = _SPENDING.rows(connection, {**key, "account": account.id})[0]
     return Portrait.model_construct(
         session=session,
         turn=turn,
@@ -120,7 +126,7 @@ def _account(session: SessionRecord) -> Account:
 
 
 def _turn(connection: Connection, session: SessionRecord, number: int) -> TurnRecord:
-    row = connection.execute(_TURN, {"key": session.id, "number": number}).first()
+    row = _TURN.first(connection, {"key": session.id, "number": number})
     if row is not None:
         return record(TurnRecord, row)
     if number == session.turn == 0:

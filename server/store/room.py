@@ -14,14 +14,15 @@ from server.clock import Clock
 from server.errors import ErrorCode, RookeryError
 from server.models import SessionRecord
 from server.store.database import Database
+from server.store.prepared import AnyRow, Prepared
 from server.store.tables import sessions
 
 R = TypeVar("R", bound=BaseModel)
 
-# Made once: putting a statement together costs more than running it.
-_SESSION: Final = select(sessions).where(sessions.c.id == bindparam("key"))
-_LOCKED_SESSION: Final = _SESSION.with_for_update()
-_OWNED_SESSION: Final = _SESSION.where(sessions.c.principal == bindparam("whose"))
+_OF_SESSION: Final = select(sessions).where(sessions.c.id == bindparam("key"))
+_SESSION: Final = Prepared(_OF_SESSION)
+_LOCKED_SESSION: Final = Prepared(_OF_SESSION.with_for_update())
+_OWNED_SESSION: Final = Prepared(_OF_SESSION.where(sessions.c.principal == bindparam("whose")))
 
 _log = structlog.get_logger(__name__)
 
@@ -50,9 +51,9 @@ class Room:
         return self._clock.now()
 
 
-def record(kind: type[R], row: Row[Any]) -> R:
+def record(kind: type[R], row: AnyRow | Row[Any]) -> R:
     """The record that a row of a table with the same columns holds."""
-    return kind.model_validate(dict(row._mapping))
+    return kind.model_validate(row._asdict())
 
 
 def columns(value: BaseModel) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def session_row(connection: Connection, session_id: str, *, lock: bool = False) 
     Raises:
         RookeryError: ``session_not_found``.
     """
-    row = connection.execute(_LOCKED_SESSION if lock else _SESSION, {"key": session_id}).first()
+    row = (_LOCKED_SESSION if lock else _SESSION).first(connection, {"key": session_id})
     if row is None:
         raise not_found()
     return record(SessionRecord, row)
@@ -99,7 +100,7 @@ def owned_session(connection: Connection, principal: str, session_id: str) -> Se
     Raises:
         RookeryError: ``session_not_found``.
     """
-    row = connection.execute(_OWNED_SESSION, {"key": session_id, "whose": principal}).first()
+    row = _OWNED_SESSION.first(connection, {"key": session_id, "whose": principal})
     if row is None:
         raise not_found()
     return record(SessionRecord, row)
