@@ -20,7 +20,7 @@ Values = Mapping[str, Any]
 _NONE: Final[Values] = {}
 
 
-_named: Any = namedtuple  # noqa: PYI024 - of names that only the statement knows
+_named: Any = namedtuple
 
 
 class AnyRow(Protocol):
