@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from server.callers import Scope
 from server.errors import ErrorCode, RookeryError
 from server.models import Outcome, SessionState
 from server.requests import PromptRequest, Request, SpawnRequest, WorkspaceSource, checked_prompt
@@ -76,6 +77,7 @@ async def reply(call: Call, arguments: ReplyArguments) -> Outcome:
 
 
 async def _decide(call: Call, session_id: str, *, allow: bool) -> None:
+    call.caller.require(Scope.APPROVE)
     pending = await call.registry.list_approvals(call.principal, session_id)
     if not pending:
         raise RookeryError(ErrorCode.APPROVAL_NOT_FOUND, "The agent asks for nothing now: call reply without decision.")
