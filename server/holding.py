@@ -49,7 +49,7 @@ class Holding:
                 )
             if current.state.is_busy:
                 raise RookeryError(
-                    ErrorCode.SESSION_BUSY, "A turn runs in this session; wait for it or call interrupt_session."
+                    ErrorCode.SESSION_BUSY, "A turn runs in this session; wait for it, or call interrupt_session."
                 )
             if asleep:
                 await self._fleet.dismiss(session_id, Leave.HIBERNATE)

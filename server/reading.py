@@ -27,7 +27,6 @@ from server.models import (
     Outcome,
     PendingApproval,
     SessionRecord,
-    SessionState,
 )
 from server.requests import CostRequest, ListRequest
 from server.resting import readable_files
@@ -320,22 +319,6 @@ class SessionReader:
         return await readable_files(self._services, await self._services.store.session(principal, session_id))
 
 
-def _next(session: SessionRecord, pending: bool) -> str:
-    """What to call next, in words a model follows."""
-    given = f'session_id="{session.id}"'
-    match session.state:
-        case _ if pending:
-            return f"Call list_approvals({given}) and answer_approval, then wait_for_sessions."
-        case SessionState.STARTING | SessionState.RUNNING | SessionState.AWAITING_APPROVAL:
-            return f'The agent is at work. Call wait_for_sessions(session_ids=["{session.id}"]) again.'
-        case SessionState.IDLE:
-            return f"Call continue_session({given}, prompt=…) to go on, or end_session({given}) when done."
-        case SessionState.ENDED:
-            return f"The session has ended; read_transcript({given}), list_files and get_costs still work."
-        case SessionState.FAILED:
-            return "The session failed and cannot be continued; spawn a new one."
-
-
 def _outcome(seen: Portrait) -> Outcome:
     session, turn, left = seen.session, seen.turn, seen.standing.remaining_nano_usd
     pending = tuple(
@@ -359,7 +342,6 @@ def _outcome(seen: Portrait) -> Outcome:
         denials=turn.denials,
         changed_files=turn.changed_files,
         cursor=0 if seen.latest is None else seen.latest.seq,
-        next=_next(session, bool(pending)),
     )
 
 

@@ -226,12 +226,6 @@ class Undo:
         undo: str | None,
     ) -> RewindReport:
         shown = tuple(file_change(change) for change in changes.entries)
-        again = f'session_id="{session.id}"'
-        follow = (
-            f'Call rewind_files({again}, checkpoint_id="{checkpoint.id}", dry_run=false) to do it.'
-            if undo is None
-            else f'Call continue_session({again}, prompt=…), or rewind_files({again}, checkpoint_id="{undo}") to undo.'
-        )
         return RewindReport(
             session_id=session.id,
             checkpoint_id=checkpoint.id,
@@ -243,7 +237,6 @@ class Undo:
             files_removed=changes.removed,
             files=shown,
             skipped=skipped,
-            next=follow,
         )
 
 

@@ -12,6 +12,7 @@ from server.requests import IDENTIFIER, Request
 from server.views import Approvals, ApprovalView, PolicyExplanation
 from tools import rendering
 from tools.definition import Call, ToolDefinition
+from tools.next_steps import after_listing_approvals
 from tools.sessions import SessionId
 
 
@@ -39,10 +40,8 @@ class ExplainArguments(Request):
 async def list_approvals(call: Call, arguments: ListApprovalsArguments) -> Approvals:
     """List the tool calls that wait for a person's or your decision, oldest first."""
     records = await call.registry.list_approvals(call.principal, arguments.session_id)
-    following = (
-        "Call answer_approval(approval_id=…, decision=…) for each." if records else "Nothing waits for a decision."
-    )
-    return Approvals(approvals=tuple(_view(record) for record in records), next=following)
+    approvals = tuple(_view(record) for record in records)
+    return Approvals(approvals=approvals, next=after_listing_approvals(len(approvals), call.offer))
 
 
 async def answer_approval(call: Call, arguments: AnswerArguments) -> ApprovalView:

@@ -10,8 +10,8 @@ from mcp_types import CompleteRequestParams, CompleteResult, Completion
 from server.callers import Scope
 from server.requests import ListRequest
 from tools.backend import Registry
-from tools.definition import ToolServer
 from tools.errors import as_rookery_error
+from tools.tool_server import ToolServer
 
 MOST: Final = 100
 """Values that the protocol lets one answer hold."""
@@ -26,7 +26,7 @@ def add_completions(server: ToolServer) -> None:
     async def complete(context: ServerRequestContext[Any, Any], params: CompleteRequestParams) -> CompleteResult:
         name, typed = params.argument.name, params.argument.value
         try:
-            principal = server.allowed(context, Scope.READ)
+            principal = server.allowed(context, Scope.READ).principal
             registry = await server.backend.registry()
             if name == "session_id":
                 found = await _sessions(registry, principal, typed)

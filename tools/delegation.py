@@ -16,8 +16,9 @@ from server.offspring import Offspring
 from server.registry import Registry as Fleet
 from tools import costs, files, sessions, transcripts, undo
 from tools.backend import Registry, Sessions
-from tools.definition import ToolDefinition, ToolServer
+from tools.definition import ToolDefinition
 from tools.errors import failure
+from tools.tool_server import ToolServer
 
 WITHHELD: Final = frozenset({"fork_session"})
 """Not for agents: a fork has a budget of its own, which nobody would have given."""

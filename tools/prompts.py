@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from tools.definition import ToolServer
+from typing import Final
+
+from tools.tool_server import ToolServer
+
+DELEGATE_NEEDS: Final = frozenset(
+    {"spawn_agent", "wait_for_sessions", "continue_session", "list_files", "read_file", "get_costs"}
+)
+PARALLEL_NEEDS: Final = frozenset(
+    {"spawn_agent", "wait_for_sessions", "continue_session", "end_session", "list_sessions", "get_costs"}
+)
+REVIEW_NEEDS: Final = frozenset({"get_session", "read_transcript", "diff_files", "export_changes"})
 
 
 def add_prompts(server: ToolServer) -> None:
-    """Publish the prompts."""
+    """Publish the prompts, each where all tools that it speaks of are offered."""
+    for needed, add in ((DELEGATE_NEEDS, _add_delegate), (PARALLEL_NEEDS, _add_parallel), (REVIEW_NEEDS, _add_review)):
+        if needed <= server.tool_names:
+            add(server)
 
+
+def _add_delegate(server: ToolServer) -> None:
     @server.prompt(name="delegate", title="Delegate a task", description="Hand one task to a sandboxed agent.")
     def delegate(task: str, workspace: str = "", policy: str = "") -> str:
         rules = f"\nHave it work under this policy: {policy}" if policy else ""
@@ -23,6 +38,8 @@ def add_prompts(server: ToolServer) -> None:
             f"The task:\n{task}"
         )
 
+
+def _add_parallel(server: ToolServer) -> None:
     @server.prompt(
         name="parallel",
         title="Work in parallel",
@@ -41,6 +58,8 @@ def add_prompts(server: ToolServer) -> None:
             f"The task:\n{task}"
         )
 
+
+def _add_review(server: ToolServer) -> None:
     @server.prompt(
         name="review",
         title="Review a session",

@@ -146,7 +146,7 @@ def money(cost: Cost) -> str:
 
 
 def _shortened(text: str, limit: int = _MAX_TEXT) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit:,} more characters: read_transcript]"
+    return text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit:,} more characters]"
 
 
 def _line(text: Any) -> str:

@@ -7,6 +7,8 @@ several clients show no resources. The list holds the sessions, newest first; it
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from mcp.server.context import ServerRequestContext
@@ -15,13 +17,15 @@ from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 from mcp.shared.exceptions import MCPError
 from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, ListResourcesResult, PaginatedRequestParams, Resource
 
-from server.callers import Scope
+from server.callers import Caller, Scope
 from server.errors import ErrorCode, RookeryError
 from server.requests import ListRequest
 from tools.addresses import FILE, MAX_RESOURCE_BYTES, PATCH, SESSION, TRANSCRIPT
 from tools.cleaning import guarded_json
-from tools.definition import ToolServer
 from tools.errors import as_rookery_error
+from tools.next_steps import guided_view
+from tools.offer import Offer
+from tools.tool_server import ToolServer
 
 _LISTED: Final = 100
 """Sessions in one page of the list."""
@@ -47,11 +51,9 @@ def add_resources(server: ToolServer) -> None:
         mime_type="application/json",
     )
     async def session(session_id: str, context: Context[Any, Any]) -> str:
-        try:
-            principal = _reader(server, context)
-            return guarded_json(await (await server.backend.registry()).get(principal, session_id))
-        except Exception as error:
-            raise _resource_error(error, "session") from error
+        with _reading(server, context, "session") as caller:
+            view = await (await server.backend.registry()).get(caller.principal, session_id)
+            return guarded_json(guided_view(view, server.offer(caller)))
 
     @server.resource(
         TRANSCRIPT,
@@ -61,10 +63,8 @@ def add_resources(server: ToolServer) -> None:
         mime_type="application/x-ndjson",
     )
     async def transcript(session_id: str, context: Context[Any, Any], after: int = 0) -> str:
-        try:
-            return await _transcript(server, _reader(server, context), session_id, after)
-        except Exception as error:
-            raise _resource_error(error, "transcript") from error
+        with _reading(server, context, "transcript") as caller:
+            return await _transcript(server, caller.principal, session_id, after)
 
     @server.resource(
         FILE,
@@ -74,10 +74,8 @@ def add_resources(server: ToolServer) -> None:
         mime_type="application/octet-stream",
     )
     async def file(session_id: str, path: str, context: Context[Any, Any]) -> bytes:
-        try:
-            return await _file(server, _reader(server, context), session_id, path)
-        except Exception as error:
-            raise _resource_error(error, "file") from error
+        with _reading(server, context, "file") as caller:
+            return await _file(server, caller.principal, session_id, path)
 
     @server.resource(
         PATCH,
@@ -90,21 +88,18 @@ def add_resources(server: ToolServer) -> None:
     async def changes(
         session_id: str, context: Context[Any, Any], since: str = "", until: str = "", paths: str = ""
     ) -> bytes:
-        try:
-            principal = _reader(server, context)
+        with _reading(server, context, "changes") as caller:
             return await (await server.backend.registry()).patch(
-                principal,
+                caller.principal,
                 session_id,
                 from_checkpoint_id=since or None,
                 to_checkpoint_id=until or None,
                 paths=paths.split("\n") if paths else None,
             )
-        except Exception as error:
-            raise _resource_error(error, "changes") from error
 
     async def listed(context: ServerRequestContext[Any, Any], params: PaginatedRequestParams) -> ListResourcesResult:
         try:
-            return await _listed(server, server.allowed(context, Scope.READ), params.cursor)
+            return await _listed(server, server.allowed(context, Scope.READ).principal, params.cursor)
         except Exception as error:
             known = as_rookery_error(error, where="resources/list")
             code = INVALID_PARAMS if known.code is ErrorCode.INVALID_ARGUMENT else INTERNAL_ERROR
@@ -173,17 +168,20 @@ async def _file(server: ToolServer, principal: str, session_id: str, path: str) 
     return b"".join(parts)
 
 
-def _reader(server: ToolServer, context: Context[Any, Any]) -> str:
-    """Whose sessions the request may read.
+@contextmanager
+def _reading(server: ToolServer, context: Context[Any, Any], where: str) -> Iterator[Caller]:
+    """Who reads a resource. A failure is what the protocol calls one, told as its caller is told of all things.
 
     Raises:
-        RookeryError: ``policy_denied``.
+        ResourceError: whatever happens inside.
     """
-    caller = server.caller(context)
-    caller.require(Scope.READ)
-    return caller.principal
-
-
-def _resource_error(error: Exception, where: str) -> ResourceError:
-    known = as_rookery_error(error, where=f"resource {where}")
-    return ResourceNotFoundError(str(known)) if known.code in _MISSING else ResourceError(str(known))
+    offer: Offer | None = None
+    try:
+        caller = server.caller(context)
+        offer = server.offer(caller)
+        caller.require(Scope.READ)
+        yield caller
+    except Exception as error:
+        known = as_rookery_error(error, where=f"resource {where}")
+        text = str(known if offer is None else offer.told(known))
+        raise (ResourceNotFoundError(text) if known.code in _MISSING else ResourceError(text)) from error

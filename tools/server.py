@@ -16,12 +16,13 @@ from server.callers import LOCAL, Caller, Scope
 from server.errors import ErrorCode, RookeryError
 from tools.backend import Backend
 from tools.completions import add_completions
-from tools.definition import ToolDefinition, ToolServer
+from tools.definition import ToolDefinition
 from tools.instructions import instructions_for
 from tools.prompts import add_prompts
 from tools.resources import add_resources
 from tools.subscriptions import Subscriptions
 from tools.tasks import TasksExtension
+from tools.tool_server import ToolServer
 from tools.toolsets import TOOLS
 from tools.turn_tasks import TurnTasks
 
@@ -88,6 +89,6 @@ def reading(server: ToolServer, context: ServerRequestContext[Any, Any]) -> str:
         MCPError: it may not.
     """
     try:
-        return server.allowed(context, Scope.READ)
+        return server.allowed(context, Scope.READ).principal
     except RookeryError as error:
         raise MCPError(code=INVALID_REQUEST, message=str(error)) from error

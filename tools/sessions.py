@@ -12,6 +12,7 @@ from server.requests import IDENTIFIER, ListRequest, PromptRequest, Request, Spa
 from server.views import Deletion, SessionPage, SessionView
 from tools import rendering
 from tools.definition import Call, ToolDefinition
+from tools.next_steps import after_waiting, guided, guided_view
 from tools.waiting import DEFAULT_WAIT_S, Waited, WaitSeconds, wait_until_settled
 
 MAX_AWAITED: Final = 100
@@ -26,7 +27,7 @@ SessionId = Annotated[
         min_length=1,
         max_length=128,
         pattern=f"^{IDENTIFIER.pattern}$",
-        description="id of the session, as spawn_agent answered it",
+        description="id of the session, as an outcome gives it",
     ),
 ]
 
@@ -109,20 +110,14 @@ async def wait_for_sessions(call: Call, arguments: WaitArguments) -> Outcomes:
     waited = await wait_until_settled(
         call, dict.fromkeys(arguments.session_ids, 0), until=arguments.until, wait_s=arguments.wait_s
     )
-    outcomes = waited.outcomes
-    if len(outcomes) == 1:
-        following = outcomes[0].next
-    elif waited.working:
-        ids = ", ".join(f'"{session_id}"' for session_id in waited.working)
-        following = f"{len(waited.working)} still working: call wait_for_sessions(session_ids=[{ids}])."
-    else:
-        following = "None of them works any more: read the outcomes, then continue or end the sessions."
+    outcomes = tuple(guided(outcome, call.offer) for outcome in waited.outcomes)
+    following = after_waiting(outcomes, waited.working, call.offer)
     return Outcomes(outcomes=outcomes, working=waited.working, next=_capped(waited) + following)
 
 
 async def get_session(call: Call, arguments: SessionArguments) -> SessionView:
     """Show one session: its state, settings, checkpoints, and the outcome of its latest turn."""
-    return await call.registry.get(call.principal, arguments.session_id)
+    return guided_view(await call.registry.get(call.principal, arguments.session_id), call.offer)
 
 
 async def list_sessions(call: Call, arguments: ListArguments) -> SessionPage:
@@ -153,7 +148,7 @@ async def end_session(call: Call, arguments: EndArguments) -> Deletion:
 async def _outcome_after(call: Call, turns: Mapping[str, int], *, wait_s: float, asks: bool = True) -> Outcome:
     waited = await wait_until_settled(call, turns, wait_s=wait_s, asks=asks)
     (outcome,) = waited.outcomes
-    return outcome.model_copy(update={"next": _capped(waited) + outcome.next})
+    return guided(outcome, call.offer, before=_capped(waited))
 
 
 def _capped(waited: Waited) -> str:

@@ -8,12 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from server.callers import Scope
 from server.errors import ErrorCode, RookeryError
-from server.models import Outcome, SessionState
+from server.models import Outcome
 from server.requests import PromptRequest, Request, SpawnRequest, WorkspaceSource, checked_prompt
 from tools import rendering
 from tools.definition import Call, ToolDefinition
+from tools.next_steps import guided
 from tools.sessions import SessionId
-from tools.waiting import DEFAULT_WAIT_S, WaitSeconds, is_working, wait_until_settled
+from tools.waiting import DEFAULT_WAIT_S, WaitSeconds, wait_until_settled
 
 
 class RunArguments(Request):
@@ -88,19 +89,8 @@ async def _decide(call: Call, session_id: str, *, allow: bool) -> None:
 async def _outcome(call: Call, turns: Any, wait_s: float) -> Outcome:
     waited = await wait_until_settled(call, turns, wait_s=wait_s)
     (outcome,) = waited.outcomes
-    return outcome.model_copy(update={"next": _next(outcome)})
-
-
-def _next(outcome: Outcome) -> str:
-    """What to call next, of the two tools that there are."""
-    given = f'session_id="{outcome.session_id}"'
-    if outcome.pending_approvals:
-        return f'The agent asks for permission. Call reply({given}, decision="allow") or "deny".'
-    if is_working(outcome):
-        return f"The agent is at work. Call reply({given}) to wait on."
-    if outcome.state is SessionState.IDLE:
-        return f"Call reply({given}, prompt=…) to go on."
-    return "This agent is gone. Call run_agent for a new one."
+    # Who came in by these two is led on by them, whatever else is offered.
+    return guided(outcome, call.offer.among("run_agent", "reply"))
 
 
 TOOLS: Final[tuple[ToolDefinition[Any, Any], ...]] = (

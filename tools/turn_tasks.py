@@ -27,10 +27,12 @@ from server.callers import Scope
 from server.errors import ErrorCode, RookeryError
 from server.models import Outcome, StopReason
 from server.views import TurnStatus
-from tools.definition import ToolServer
 from tools.elicitation import Attached, Elicitation, question_form
+from tools.next_steps import guided
+from tools.offer import Offer
 from tools.rendering import outcome_text
 from tools.tasks import Context, Task, TaskStatus
+from tools.tool_server import ToolServer
 
 STARTERS: Final = frozenset({"spawn_agent", "continue_session", "run_agent", "reply"})
 """Tools that begin one turn of one session."""
@@ -62,13 +64,13 @@ class TurnTasks:
         if place is None:
             return None
         try:
-            principal = self._server.allowed(context, Scope.READ)
-            status = await (await self._server.backend.registry()).turn_status(principal, *place)
+            caller = self._server.allowed(context, Scope.READ)
+            status = await (await self._server.backend.registry()).turn_status(caller.principal, *place)
         except RookeryError as error:
             if error.code is ErrorCode.SESSION_NOT_FOUND:
                 return None
             raise _protocol_error(error) from error
-        return _task(task_id, status, asks=_can_ask(context))
+        return _task(task_id, status, self._server.offer(caller), asks=_can_ask(context))
 
     async def update(self, task: Task, responses: Mapping[str, Any], context: Context) -> None:
         answers: dict[str, ElicitResult] = {}
@@ -78,7 +80,7 @@ class TurnTasks:
             except ValidationError:
                 continue  # no answer to the question: it stays open
         try:
-            principal = self._server.allowed(context, Scope.APPROVE)
+            principal = self._server.allowed(context, Scope.APPROVE).principal
             registry = await self._server.backend.registry()
             await Elicitation(registry, principal, Attached({}), None).take(answers)
         except RookeryError as error:
@@ -89,7 +91,7 @@ class TurnTasks:
         if place is None or task.status not in ("working", "input_required"):
             return
         try:
-            principal = self._server.allowed(context, Scope.RUN)
+            principal = self._server.allowed(context, Scope.RUN).principal
             await (await self._server.backend.registry()).interrupt(principal, place[0])
         except RookeryError as error:
             # Past its time it is under way: the task shows when it has stopped.
@@ -127,11 +129,11 @@ def _can_ask(context: Context) -> bool:
     return declared is not None and declared.elicitation is not None
 
 
-def _task(task_id: str, status: TurnStatus, *, asks: bool) -> Task:
-    outcome = status.outcome
+def _task(task_id: str, status: TurnStatus, offer: Offer, *, asks: bool) -> Task:
+    outcome = guided(status.outcome, offer)
     message = f"{status.activity} · ${outcome.cost.usd:.4f}"
     if status.over and outcome.stop_reason is StopReason.INTERRUPTED:
-        message = "The turn was interrupted; continue_session goes on from here."
+        message = offer.worded("The turn was interrupted; continue_session goes on from here.")
         return Task(task_id, "cancelled", status.started_at, status.updated_at, message)
     if status.over:
         return Task(task_id, "completed", status.started_at, status.updated_at, result=_result(outcome))
@@ -139,7 +141,7 @@ def _task(task_id: str, status: TurnStatus, *, asks: bool) -> Task:
     if outcome.pending_approvals and asks:
         questions = {approval.approval_id: question_form(approval) for approval in outcome.pending_approvals}
     elif outcome.pending_approvals:
-        message = f"{len(outcome.pending_approvals)} question(s) wait for list_approvals and answer_approval"
+        message = f"{len(outcome.pending_approvals)} question(s) wait. {outcome.next}"
     kind: TaskStatus = "input_required" if questions else "working"
     return Task(task_id, kind, status.started_at, status.updated_at, message, questions=questions)
 

@@ -10,6 +10,7 @@ from server.requests import checked_identifier, checked_prompt
 from server.views import CheckpointSummary, ForkReport, RewindReport
 from tools import rendering
 from tools.definition import Call, ToolDefinition
+from tools.next_steps import after_forking, after_rewinding, guided
 from tools.sessions import SessionArguments, SessionId
 from tools.waiting import DEFAULT_WAIT_S, WaitSeconds, wait_until_settled
 
@@ -74,13 +75,14 @@ async def rewind_files(call: Call, arguments: RewindArguments) -> RewindReport:
     Look first with dry_run=true. The present is checkpointed before anything changes: rewind to undo_checkpoint_id
     to undo. With conversation=true the agent also forgets what came after; else it is told that files went back.
     """
-    return await call.registry.rewind(
+    report = await call.registry.rewind(
         call.principal,
         arguments.session_id,
         arguments.checkpoint_id,
         dry_run=arguments.dry_run,
         conversation=arguments.conversation,
     )
+    return report.model_copy(update={"next": after_rewinding(report, call.offer)})
 
 
 async def fork_session(call: Call, arguments: ForkArguments) -> ForkReport:
@@ -99,17 +101,11 @@ async def fork_session(call: Call, arguments: ForkArguments) -> ForkReport:
     )
     turn = 0 if arguments.prompt is None else 1
     waited = await wait_until_settled(call, dict.fromkeys(ids, turn), wait_s=arguments.wait_s)
-    working = ", ".join(f'"{session_id}"' for session_id in waited.working)
-    following = (
-        f"Call wait_for_sessions(session_ids=[{working}])."
-        if waited.working
-        else "Read the outcomes; continue_session goes on with a fork, end_session ends one."
-    )
     return ForkReport(
         session_id=arguments.session_id,
         checkpoint_id=arguments.checkpoint_id,
-        forks=waited.outcomes,
-        next=following,
+        forks=tuple(guided(outcome, call.offer) for outcome in waited.outcomes),
+        next=after_forking(waited.working, call.offer),
     )
 
 

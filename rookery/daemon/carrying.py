@@ -24,7 +24,7 @@ SERVER_ERROR: Final = -32_000
 
 LOST: Final = (
     "Rookery's daemon ended while it worked on this. Sessions and what they have done are kept, and the next call "
-    "finds a daemon again: look with list_sessions, then repeat the call if it is still wanted."
+    "finds a daemon again: look whether it was done, then repeat the call if it is still wanted."
 )
 
 _CHUNK: Final = 65_536

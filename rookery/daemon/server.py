@@ -33,7 +33,7 @@ from server.errors import RookeryError
 
 if TYPE_CHECKING:
     from server.settings import Settings
-    from tools.definition import ToolServer
+    from tools.tool_server import ToolServer
 
 PREDECESSOR_S: Final = 45.0
 """How long a daemon waits for the one before it to be gone: interrupting agents is bounded by less."""

@@ -12,8 +12,9 @@ from server.callers import LOCAL, Caller
 from server.errors import ErrorCode, RookeryError
 from server.settings import Settings, split_names
 from tools.backend import Backend
-from tools.definition import ToolDefinition, ToolServer
+from tools.definition import ToolDefinition
 from tools.server import build_server
+from tools.tool_server import ToolServer
 from tools.toolsets import tools_of
 
 

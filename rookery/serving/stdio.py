@@ -12,7 +12,8 @@ from rookery.backend import BackgroundBackend
 from rookery.serving.background import background, log_to_stderr
 from rookery.serving.offering import server_for
 from rookery.serving.wire import Wire, claimed_wire, stdio_transport
-from tools.definition import ToolDefinition, ToolServer
+from tools.definition import ToolDefinition
+from tools.tool_server import ToolServer
 
 if TYPE_CHECKING:
     from server.settings import Settings

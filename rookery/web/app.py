@@ -21,7 +21,7 @@ from rookery.web.rates import Rates
 
 if TYPE_CHECKING:
     from server.settings import Settings
-    from tools.definition import ToolServer
+    from tools.tool_server import ToolServer
 
 SESSION_IDLE_S: Final = 1800.0
 """An MCP session of the older era that nobody uses is closed after this; agents know nothing of it."""

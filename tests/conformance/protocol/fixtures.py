@@ -39,7 +39,7 @@ from mcp_types import (
 )
 from pydantic import Field
 
-from tools.definition import ToolServer
+from tools.tool_server import ToolServer
 
 PNG: Final = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=="

@@ -21,8 +21,8 @@ from mcp_types import (
 )
 
 from tests.conformance.protocol.fixtures import elicit
-from tools.definition import ToolServer
 from tools.tasks import EXTENSION, Context, Task
+from tools.tool_server import ToolServer
 
 CONFIRM: Final = elicit("Really?", confirm={"type": "boolean"})
 NAME: Final = elicit("What is your name?", name={"type": "string"})

@@ -12,7 +12,7 @@ from rookery.web.addresses import Address
 from server.settings import Settings
 from tests.conformance.protocol.fixtures import add_fixtures, describe
 from tests.conformance.protocol.jobs import add_jobs
-from tools.definition import ToolServer
+from tools.tool_server import ToolServer
 
 
 def main() -> None:

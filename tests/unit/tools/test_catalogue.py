@@ -113,6 +113,27 @@ def test_the_instructions_name_only_what_there_is(toolset: str, read_only: bool)
     assert ("run_agent" in text) == ("run_agent" in tools)
 
 
+@pytest.mark.parametrize(
+    ("toolset", "read_only", "expected"),
+    [
+        ("all", False, {"delegate", "parallel", "review"}),
+        ("all", True, {"review"}),
+        ("sessions,costs", False, {"parallel"}),
+        ("simple", False, set()),
+    ],
+)
+async def test_prompts_speak_only_of_tools_that_are_offered(toolset: str, read_only: bool, expected: set[str]) -> None:
+    offered = tools_of(toolset.split(","), read_only=read_only)
+    server = build_server(FailedBackend(), tools=offered, read_only=read_only)
+    async with Client(server) as client:
+        prompts = (await client.list_prompts()).prompts
+        assert {prompt.name for prompt in prompts} == expected
+        for prompt in prompts:
+            required = {one.name: "x" for one in prompt.arguments or () if one.required}
+            text = str((await client.get_prompt(prompt.name, required)).messages)
+            assert {name for name in (tool.name for tool in TOOLS) if name in text} <= {tool.name for tool in offered}
+
+
 def test_toolsets_choose_and_read_only_mode_leaves_what_changes_nothing() -> None:
     assert [tool.name for tool in tools_of(["simple"])] == ["run_agent", "reply"]
     assert tools_of(["all"]) == TOOLS

@@ -10,8 +10,10 @@ import anyio.lowlevel
 from server.callers import LOCAL
 from server.models import Outcome, PendingApproval, SessionState
 from tools.definition import Call
+from tools.offer import Offer
 from tools.waiting import wait_until_settled
 
+NOTHING = Offer((), {}, approves=True)
 QUESTION = PendingApproval(approval_id="a", tool="Bash", summary="touch made", expires_at="2030-01-01T00:00:00Z")
 
 
@@ -42,7 +44,7 @@ class Sessions:
 
     async def outcome(self, principal: str, session_id: str) -> Outcome:
         self._reads += 1
-        shown: dict[str, Any] = {"session_id": session_id, "turn": 1, "cursor": self._reads, "next": ""}
+        shown: dict[str, Any] = {"session_id": session_id, "turn": 1, "cursor": self._reads}
         if self._reads == 1:
             return Outcome(state=SessionState.AWAITING_APPROVAL, pending_approvals=(QUESTION,), **shown)
         if self._reads == 2:
@@ -58,7 +60,7 @@ class Sessions:
 
 async def test_an_answer_that_comes_while_the_outcome_is_read_does_not_end_the_wait() -> None:
     person = Person()
-    call = Call(LOCAL, cast(Any, Sessions(person)), max_wait_s=30, report=None, elicitation=cast(Any, person))
+    call = Call(LOCAL, NOTHING, cast(Any, Sessions(person)), max_wait_s=30, report=None, elicitation=cast(Any, person))
     with anyio.fail_after(20):
         waited = await wait_until_settled(call, {"s": 1}, wait_s=20)
     assert waited.outcomes[0].state is SessionState.IDLE
