@@ -133,6 +133,7 @@ class Janitor:
         """
         store = self._services.store
         dead = await self._dead()
+        await self._services.audit.recover(self._leases.held)
         left = await store.unowned_work(dead | {self._services.server_id})
         left = [session for session in left if session.id not in self._residents.actors]
         left = [session for session in left if away or not self._lasts(session)]

@@ -88,11 +88,14 @@ class Leases:
         return self.held(server.id)
 
     def held(self, server_id: str) -> bool:
-        """Whether a process of this host holds a server's lock."""
+        """Whether a process of this host holds a server's lock; also where that cannot be told."""
         try:
             descriptor = os.open(self._path(server_id), os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError:
+            # No proof of death: this process may have too many files open.
+            return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from policies import Policy
 from server.audit import AuditTrail
+from server.audit_journal import AuditJournal
 from server.checkpoints import Checkpoints
 from server.clock import Clock
 from server.delegation import Admissions, Delegate, Delegation
@@ -59,7 +60,7 @@ class Services:
     @cached_property
     def audit(self) -> AuditTrail:
         """Where decisions are written down."""
-        return AuditTrail(self.store)
+        return AuditTrail(self.store, AuditJournal(self.settings.home / "audit", self.server_id))
 
     @cached_property
     def engines(self) -> RemoteEngines:

@@ -135,6 +135,7 @@ async def check_house(home: Path, temporary: Path, promises: Promises, killed: s
         listed = await _sessions(registry)
         interrupted = _check_sessions(home, promises, listed)
         await _check_money(registry, home, promises, listed)
+        _check_audit(home)
         await _check_requests(registry, promises)
         if interrupted:
             await _carry_on(registry, chance.choice(interrupted))
@@ -220,6 +221,15 @@ async def _check_money(registry: Registry, home: Path, promises: Promises, liste
         assert open_claims == 0
 
 
+def _check_audit(home: Path) -> None:
+    """No call ran without a row of its decision."""
+    with sqlite3.connect(home / "rookery.db") as database:
+        results = database.execute("SELECT data FROM events WHERE kind = 'tool_result'").fetchall()
+        decided = {row[0] for row in database.execute("SELECT tool_use_id FROM decisions")}
+    ran = {result["id"] for (data,) in results if not (result := json.loads(data))["is_error"]}
+    assert ran <= decided, f"unrecorded calls: {ran - decided}"
+
+
 async def _nothing_is_left(home: Path, temporary: Path, uids: set[int], pid: int, started: float) -> None:
     left: list[str] = []
     while True:
@@ -244,6 +254,7 @@ def _left(home: Path, temporary: Path, uids: set[int], pid: int) -> list[str]:
     locks = [path.name for path in (home / "servers").iterdir()]
     if len(servers) != 1 or locks != [f"{servers[0]}.lock"]:
         left.append(f"servers {servers} {locks}")
+    left += [f"decisions {path}" for path in (home / "audit").glob("*") if path.stem not in servers]
     mine = os.getpid()
     for process in Path("/proc").glob("[0-9]*"):
         try:

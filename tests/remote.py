@@ -12,6 +12,7 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 
+from server import audit
 from server.errors import RookeryError
 from server.models import Outcome
 from server.registry import Registry
@@ -80,6 +81,10 @@ async def _cut_off(_: Registry, phase: str, at: int, how: str) -> None:
     cut_off(phase, at, how)
 
 
+async def _hold_back_decisions(_: Registry) -> None:
+    audit.GATHER_S = ANSWER_S  # type: ignore[misc]  # only a kill ends the wait
+
+
 async def _rewind(registry: Registry, session_id: str, checkpoint_id: str, conversation: bool) -> None:
     await registry.rewind(ME, session_id, checkpoint_id, dry_run=False, conversation=conversation)
 
@@ -106,6 +111,7 @@ CALLS: Final[dict[str, Callable[..., Awaitable[Any]]]] = {
     "fork": _fork,
     "forks": _forks,
     "cut off": _cut_off,
+    "hold back decisions": _hold_back_decisions,
     "rewind": _rewind,
     "interrupt": _interrupt,
     "end": _end,

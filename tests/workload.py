@@ -54,6 +54,7 @@ PHASES: Final[dict[str, tuple[type, str]]] = {
     "state moved": (Store, "move"),
     "turn ended": (Store, "end_turn"),
     "money recorded": (Store, "record_request"),
+    "decisions written": (Store, "record_decisions"),
     "session deleted": (Store, "delete_session"),
 }
 """Where a server can be cut off: the name of the moment → class and method."""

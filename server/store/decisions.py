@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Final
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from server.models import DecisionRecord
+from server.store.database import insert_for
 from server.store.prepared import Prepared
 from server.store.room import Room, columns, record
 from server.store.tables import decisions
-
-_ADD: Final = Prepared(insert(decisions))
 
 
 class Decisions(Room):
     """Adding to the audit, and reading it."""
 
     async def record_decisions(self, entries: Sequence[DecisionRecord]) -> None:
-        """Add rows, in one transaction.
+        """Add rows, in one transaction. One that is there already stays as it is.
 
         Raises:
             RookeryError: ``storage_unavailable``.
@@ -53,4 +52,9 @@ class Decisions(Room):
 
 
 def _add(connection: Connection, rows: Sequence[dict[str, object]]) -> None:
-    _ADD.change_each(connection, rows)
+    _adding(connection.dialect.name).change_each(connection, rows)
+
+
+@functools.cache
+def _adding(dialect: str) -> Prepared:
+    return Prepared(insert_for(dialect, decisions).on_conflict_do_nothing(index_elements=["id"]))

@@ -24,7 +24,7 @@ from tests.house import ME, bash, go_on, open_house, run, say, seen, settled, sp
 from tests.remote import RemoteHouse
 from tests.workload import PHASES
 
-SAMPLE = ("turn begun", "approval waits", "fork filled", "restore", "turn ended", "-")
+SAMPLE = ("turn begun", "approval waits", "fork filled", "restore", "turn ended", "decisions written", "-")
 
 
 @pytest.mark.parametrize("phase", SAMPLE)
@@ -152,6 +152,43 @@ async def test_forks_of_one_request_that_a_crash_cut_off_are_as_many_as_were_ask
             if outcome.stop_reason is not StopReason.INTERRUPTED:
                 assert (outcome.text, outcome.changed_files) == ("forked", ("file",))
         assert (await settled(registry, answers[0][2])).stop_reason is StopReason.END_TURN
+
+
+async def test_the_decision_on_a_call_that_runs_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    home = tmp_path / "home"
+    house = RemoteHouse(home)
+    try:
+        await anyio.to_thread.run_sync(house.ask, "hold back decisions")
+        session_id = await anyio.to_thread.run_sync(house.ask, "spawn", [bash("touch ran; tail -f /dev/null")])
+        with anyio.fail_after(20):
+            while not (home / "sandboxes" / session_id / "workspace" / "ran").exists():
+                await anyio.sleep(0.01)
+    finally:
+        house.kill()
+    async with open_house(home) as registry:
+        (row,) = await registry.decisions(ME)
+        assert (row.session_id, row.tool, row.decision) == (session_id, "Bash", "allow")
+
+
+async def test_a_decision_is_in_the_audit_once_though_its_server_is_killed_right_after_it_wrote_it(
+    tmp_path: Path,
+) -> None:
+    tmp_path.chmod(0o755)
+    home = tmp_path / "home"
+    house = RemoteHouse(home)
+    try:
+        await anyio.to_thread.run_sync(house.ask, "cut off", "decisions written", 1, "after")
+        with pytest.raises(EOFError):
+            session_id = await anyio.to_thread.run_sync(house.ask, "spawn", [bash("tail -f /dev/null")])
+            await anyio.to_thread.run_sync(house.ask, "settled", session_id)
+    finally:
+        house.kill()
+    (left,) = (home / "audit").iterdir()
+    assert left.stat().st_size > 0
+    async with open_house(home) as registry:
+        assert len(await registry.decisions(ME)) == 1
+        assert not left.exists()
 
 
 async def test_a_long_temporary_directory_keeps_no_server_from_its_sockets(
