@@ -18,7 +18,7 @@ from rookery.web.addresses import Address, Names
 from rookery.web.app import build_app
 from rookery.web.events import EventStreams
 from rookery.web.health import Health
-from rookery.web.protocol import TimelyProtocol
+from rookery.web.protocol import ClientProtocol
 from rookery.web.scrape import Scrape
 from server.callers import LOCAL
 from server.telemetry.prometheus import PrometheusMetrics
@@ -106,7 +106,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,  # type: ignore[arg-type]
-                http=TimelyProtocol,
+                http=ClientProtocol,
                 ws="websockets-sansio",
                 ws_max_size=MAX_HEARD_BYTES,
                 ws_per_message_deflate=False,

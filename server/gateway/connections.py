@@ -8,10 +8,10 @@ import socket as sockets
 import struct
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
-HEAD_TIMEOUT_S: Final = 15.0
-"""How long a new connection may take until its first request's head is complete (slow-loris, row G02)."""
+MAX_HEAD: Final = 32 * 1024
+"""Bytes of a request's head."""
 
 MAX_CONNECTIONS: Final = 64
 """Connections of one sandbox at a time; the CLI holds one for each running request and a few spare."""
@@ -23,37 +23,29 @@ _QUIET.setLevel(logging.CRITICAL)
 
 def connection_protocol() -> type[asyncio.Protocol]:
     """A protocol class for one listener, whose connections are counted together."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from server.http_protocol import BoundedProtocol
 
     guests, own = Guests(), _namespace("self")
 
-    class Protocol(H11Protocol):
-        """uvicorn's HTTP/1.1 with a deadline for the first head, and with a logger of our own."""
+    class Protocol(BoundedProtocol):
+        """One that counts the connections of each sandbox, and has a logger of our own."""
+
+        max_head = MAX_HEAD
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.logger = _QUIET
-            self._head_deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
             super().connection_made(Corked(transport, self.loop))
             self.client = peer = _peer(transport)
             if peer is not None and peer[0] != own and not guests.admit(peer[0]):
                 transport.abort()
-                return
-            self._head_deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._head_deadline is not None:
-                self._head_deadline.cancel()
             super().connection_lost(exc)
             if self.client is not None and self.client[0] != own:
                 guests.leave(self.client[0])
-
-        def _give_up(self) -> None:
-            # uvicorn declares the attribute without the None that it holds until the first request.
-            if cast("object", self.cycle) is None and not self.transport.is_closing():
-                self.transport.close()
 
     return Protocol
 
@@ -122,6 +114,10 @@ class Corked(asyncio.Transport):
     def resume_reading(self) -> None:
         """Receive again."""
         self._transport.resume_reading()
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Whom the transport below tells what comes."""
+        return self._transport.get_protocol()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """What the transport below knows."""

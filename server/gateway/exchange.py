@@ -18,6 +18,7 @@ import structlog
 from server.errors import RookeryError
 from server.gateway.account import Account, Books
 from server.gateway.admission import Admission
+from server.gateway.client import Answer, BrokenOffError, SilentError, UnreachableError, UpstreamClient
 from server.gateway.failures import is_credit_exhausted, no_credential
 from server.gateway.fallback import substitutes, with_model
 from server.gateway.gathering import Gathering
@@ -29,9 +30,6 @@ from server.gateway.responses import EVENT_STREAM, Headers, Reply, passed_header
 from server.gateway.upstream import Credential, Upstream, headers_with
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    import httpx2
     from starlette.types import Receive
 
 MAX_IN_FLIGHT: Final = 32
@@ -46,8 +44,6 @@ MAX_DOCUMENT: Final = 64 * 1024 * 1024
 MAX_ERROR: Final = 256 * 1024
 """Bytes of an upstream's error that are read."""
 
-CLOSE_TIMEOUT_S: Final = 2.0
-
 _log = structlog.get_logger(__name__)
 
 
@@ -56,7 +52,7 @@ class Means:
     """What every exchange works with."""
 
     upstream: Upstream
-    client: httpx2.AsyncClient
+    client: UpstreamClient
     books: Books
     limiter: FleetLimiter
     admission: Admission | None
@@ -191,56 +187,48 @@ class Exchange:
         return with_model(asked, substitute)
 
     async def _send(self, outbound: Outbound, credential: Credential | None) -> None:
-        import httpx2
-
-        # Not by way of the client, which would merge in defaults and cookies: what goes is what was built here.
-        request = httpx2.Request(
-            outbound.method,
-            self._means.upstream.url(outbound.endpoint.value, outbound.query),
-            headers=headers_with(credential, outbound.headers),
-            content=outbound.content or None,
-        )
+        url = self._means.upstream.url(outbound.endpoint.value, outbound.query)
+        headers = headers_with(credential, outbound.headers)
         self._account.open(outbound)
         try:
-            response = await self._means.client.send(request, stream=True)
-        except httpx2.TransportError as error:
+            answer = await self._means.client.send(outbound.method, url, headers, outbound.content)
+        except (UnreachableError, SilentError) as error:
             # An upstream that took the request and fell silent may have done the work; one that was not reached, or
             # hung up without a word, has not charged for it.
-            self._account.status = None if isinstance(error, httpx2.ReadTimeout) else 0
-            self._account.failed(0, "api_error", repr(error))
+            self._account.status = None if isinstance(error, SilentError) else 0
+            self._account.failed(0, "api_error", str(error))
             await self._account.settle()
             await self._reply.refuse(bad_gateway("The model API could not be reached.", retry=True))
             return
         try:
-            await self._answer(response, credential)
-        except (httpx2.TransportError, httpx2.StreamError, httpx2.DecodingError) as error:
-            await self._broken_off(repr(error))
+            await self._answer(answer, credential)
+        except BrokenOffError as error:
+            await self._broken_off(str(error))
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_S):
-                await response.aclose()
+            answer.close()
 
-    async def _answer(self, response: httpx2.Response, credential: Credential | None) -> None:
+    async def _answer(self, answer: Answer, credential: Credential | None) -> None:
         account = self._account
-        account.status = response.status_code
+        account.status = answer.status
         account.observation.answered()
-        account.request_id = response.headers.get("request-id", "")[:200] or None
+        account.request_id = (answer.header("request-id") or "")[:200] or None
         if self._slot is not None:
-            self._slot.answered(response.status_code, _seconds(response.headers.get("retry-after")))
-        headers = passed_headers(response.headers.multi_items())
-        if 300 <= response.status_code < 400:
+            self._slot.answered(answer.status, _seconds(answer.header("retry-after")))
+        headers = passed_headers(answer.headers)
+        if 300 <= answer.status < 400:
             raise bad_gateway("The model API answered with a redirect, which is never followed.", retry=False)
-        if response.status_code >= 400:
-            await self._error(response, headers, credential)
-        elif response.headers.get("content-type", "").startswith(EVENT_STREAM):
-            await self._stream(response, headers)
+        if answer.status >= 400:
+            await self._error(answer, headers, credential)
+        elif (answer.header("content-type") or "").startswith(EVENT_STREAM):
+            await self._stream(answer, headers)
         else:
-            await self._document(response, headers)
+            await self._document(answer, headers)
 
-    async def _stream(self, response: httpx2.Response, headers: Headers) -> None:
+    async def _stream(self, answer: Answer, headers: Headers) -> None:
         """Pass events on as they come."""
-        await self._reply.start(response.status_code, headers)
+        await self._reply.start(answer.status, headers)
         meter = self._account.meter
-        gathering = Gathering(_bytes_of(response))
+        gathering = Gathering(answer.chunks())
         try:
             await gathering.each(self._pass_on)
         finally:
@@ -264,20 +252,20 @@ class Exchange:
             await self._account.settle()
             await self._reply.chunk(chunk[before:])
 
-    async def _document(self, response: httpx2.Response, headers: Headers) -> None:
+    async def _document(self, answer: Answer, headers: Headers) -> None:
         """Pass a whole answer on."""
-        content = await _read(response, MAX_DOCUMENT)
+        content = await _read(answer, MAX_DOCUMENT)
         if self._account.meter is not None:
             self._account.meter.feed_json(content)
             await self._account.settle()
-        await self._reply.whole(response.status_code, headers, content)
+        await self._reply.whole(answer.status, headers, content)
 
-    async def _error(self, response: httpx2.Response, headers: Headers, credential: Credential | None) -> None:
+    async def _error(self, answer: Answer, headers: Headers, credential: Credential | None) -> None:
         """Pass an error on in the form of the Messages API, so that the CLI stops where a retry is useless."""
-        status = response.status_code
-        text = (await _read(response, MAX_ERROR)).decode("utf-8", "replace")
+        status = answer.status
+        text = (await _read(answer, MAX_ERROR)).decode("utf-8", "replace")
         error_type, message = _error_of(credential.redact(text) if credential is not None else text, status)
-        self._account.failed(status, error_type, message, _seconds(response.headers.get("retry-after")))
+        self._account.failed(status, error_type, message, _seconds(answer.header("retry-after")))
         if status in LIMITING and not self._last and self._means.limiter.is_congested(self._account.model or ""):
             await self._account.settle()
             raise _OverloadedError
@@ -312,12 +300,7 @@ async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> N
     scope.cancel()
 
 
-def _bytes_of(response: httpx2.Response) -> AsyncIterator[bytes]:
-    """The body as it comes. Plain bytes are asked for; an upstream that compresses all the same is unpacked."""
-    return response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
-
-
-async def _read(response: httpx2.Response, limit: int) -> bytes:
+async def _read(answer: Answer, limit: int) -> bytes:
     """A whole body.
 
     Raises:
@@ -325,7 +308,7 @@ async def _read(response: httpx2.Response, limit: int) -> bytes:
     """
     chunks: list[bytes] = []
     size = 0
-    async for chunk in _bytes_of(response):
+    async for chunk in answer.chunks():
         size += len(chunk)
         if size > limit:
             raise bad_gateway("The model API's answer is too large.", retry=False)

@@ -28,9 +28,6 @@ KEEP_ALIVE_S: Final = 75
 
 STOP_TIMEOUT_S: Final = 5.0
 BACKLOG: Final = 512
-MAX_HEAD: Final = 32 * 1024
-"""Bytes of a request's head."""
-
 _log = structlog.get_logger(__name__)
 
 
@@ -123,7 +120,6 @@ def _server(app: ASGIApp) -> uvicorn.Server:
         server_header=False,
         date_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        h11_max_incomplete_event_size=MAX_HEAD,
     )
     config.load()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -11,9 +12,9 @@ from urllib.parse import urlsplit
 import structlog
 
 from server.errors import ErrorCode, RookeryError
+from server.gateway.client import UpstreamClient, open_client
 
 if TYPE_CHECKING:
-    import httpx2
     from pydantic import SecretStr
 
     from server.settings import Settings
@@ -24,14 +25,6 @@ OAUTH_BETA: Final = "oauth-2025-04-20"
 _VARIABLES: Final = ("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN")
 
 CREDENTIAL_VARIABLES: Final = "ANTHROPIC_API_KEY, ANTHROPIC_AUTH_TOKEN or CLAUDE_CODE_OAUTH_TOKEN"
-
-CONNECT_TIMEOUT_S: Final = 15.0
-READ_TIMEOUT_S: Final = 600.0
-"""Longest silence of the upstream: as long as the CLI itself waits (``x-stainless-timeout``). A long answer that is
-not streamed is silent until it is finished."""
-
-MAX_CONNECTIONS: Final = 1000
-"""Connections to the upstream. Each running request holds one, so this only stops a runaway."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +78,9 @@ class Upstream:
         address = self.base_url.rstrip("/") + path
         return f"{address}?{query}" if query else address
 
-    def client(self) -> httpx2.AsyncClient:
-        """A client for this upstream: never follows redirects, keeps no cookies. The caller closes it."""
-        import httpx2
-
-        limits = httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=32)
-        timeout = httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=CONNECT_TIMEOUT_S)
-        if self.socket is None:
-            return httpx2.AsyncClient(
-                timeout=timeout, limits=limits, follow_redirects=False, trust_env=self.trust_env, headers={}
-            )
-        transport = httpx2.AsyncHTTPTransport(uds=str(self.socket), limits=limits, trust_env=False)
-        return httpx2.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False, trust_env=False)
+    def client(self) -> AbstractAsyncContextManager[UpstreamClient]:
+        """Opens a client for this upstream; see :func:`~server.gateway.client.open_client`."""
+        return open_client(self.base_url, self.socket, trust_env=self.trust_env)
 
 
 def anthropic_upstream(settings: Settings) -> Upstream:

@@ -14,10 +14,10 @@ import uvicorn
 from mcp import Client
 from starlette.types import Message, Receive, Scope, Send
 
-from rookery.web import protocol
 from rookery.web.addresses import Address, Names
 from rookery.web.guard import Guard
-from rookery.web.protocol import TimelyProtocol
+from rookery.web.protocol import ClientProtocol
+from server import http_protocol
 from server.gateway.scripted import prompt_with
 from tests.house import bash
 from tests.http import PROTOCOL, Site, call, initialize, post
@@ -157,7 +157,7 @@ async def test_p11_a_body_that_trickles_is_refused_and_costs_the_application_not
 @pytest.mark.slow
 async def test_p11_a_head_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """P11: before the first request and before a later one of the same connection; an answer may take its time."""
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
 
     async def application(_scope: Scope, _receive: Receive, send: Send) -> None:
         await anyio.sleep(0.5)
@@ -165,7 +165,7 @@ async def test_p11_a_head_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyP
         await send({"type": "http.response.body", "body": b"ok"})
 
     server = uvicorn.Server(
-        uvicorn.Config(application, http=TimelyProtocol, log_config=None, lifespan="off", timeout_keep_alive=1)
+        uvicorn.Config(application, http=ClientProtocol, log_config=None, lifespan="off", timeout_keep_alive=1)
     )
     listener = socket.create_server(("127.0.0.1", 0))
     whole = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"

@@ -450,7 +450,7 @@ async def test_g02_a_body_that_comes_too_slowly_is_refused(monkeypatch: pytest.M
 
 async def test_g02_a_connection_without_a_request_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row G02: slow-loris in the head."""
-    monkeypatch.setattr("server.gateway.connections.HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("server.http_protocol.HEAD_TIMEOUT_S", 0.05)
     async with gateway_before(replies(200, ANSWER)) as (house, _):
         assert await raw(house.socket, b"POST /v1/messages HTTP/1.1\r\nHost: ga") == b""
 
@@ -462,6 +462,35 @@ async def test_g02_a_giant_head_is_refused(head: str) -> None:
         answer = await raw(house.socket, message(house.grant().token, b"", head))
         assert not answer.startswith(b"HTTP/1.1 200")
         assert not fake.seen
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        b"1;" + b"x" * 200_000 + b"\r\n{\r\n0\r\n\r\n",
+        b"0\r\n" + b"x-more: y\r\n" * 50_000 + b"\r\n",
+        b"0\r\nx-more: " + b"y" * 500_000 + b"\r\n\r\n",
+    ],
+    ids=["an extension of a chunk", "trailers", "one trailer"],
+)
+async def test_g02_what_frames_a_body_is_bounded_by_the_body(flood: bytes) -> None:
+    """Row G02: bytes beside head and body would be held in memory, or read for ever."""
+    async with gateway_before(replies(200, ANSWER)) as (house, fake):
+        answer = await raw(house.socket, message(house.grant().token, flood, "transfer-encoding: chunked"))
+        assert not answer.startswith(b"HTTP/1.1 200")
+        assert not fake.seen
+
+
+async def test_g01_a_trailer_is_no_header() -> None:
+    """Row G01: a request is judged by its head; what follows its body changes nothing."""
+    async with gateway_before(replies(200, ANSWER)) as (house, fake):
+        body = json.dumps(request()).encode()
+        chunked = f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\nanthropic-beta: context-1m-2025-08-07\r\n\r\n"
+        answer = await raw(house.socket, message(house.grant().token, chunked, "transfer-encoding: chunked"))
+        assert answer.startswith(b"HTTP/1.1 200")
+        [seen] = fake.seen
+        assert seen.json == request()
+        assert "context-1m" not in seen.headers.get("anthropic-beta", "")
 
 
 async def test_g02_one_sandbox_cannot_use_up_the_connections_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
