@@ -20,13 +20,13 @@ from server.egress import EgressOutlet
 from server.errors import RookeryError
 from server.gateway import Grant
 from server.hooks import PostToolUse
-from server.models import EventKind, SessionRecord
+from server.models import NOT_COPIED, EventKind, SessionRecord
 from server.policy_book import turns_of
 from server.sandboxes.base import LastingProcess, LastingSandbox, Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
 from server.settings import Settings
 from server.snapshots import named
-from server.workspaces import fill
+from server.workspaces import fill, not_copied
 
 STOP_TIMEOUT_S: Final = 20.0
 """Longest stop of a sandbox, which bounds itself; the janitor finds what is left."""
@@ -240,11 +240,15 @@ async def adopt_sandbox(services: Services, session: SessionRecord, sandbox: San
     Raises:
         RookeryError: ``storage_unavailable``, what filling the workspace raises.
     """
+    changes: dict[str, object] = {}
     if session.workspace is not None:
         skipped = await fill(services, sandbox, session.workspace)
         if skipped:
             text = f"{len(skipped)} entries of the directory were not copied into the workspace: {named(skipped)}"
             await services.store.append_events(session.id, session.turn, [(EventKind.NOTICE, {"text": text})])
+            changes["workspace"] = {**session.workspace, NOT_COPIED: not_copied(skipped).model_dump(mode="json")}
     reference = dict(sandbox.reference)
     if session.sandbox != reference:
-        await services.store.update_session(session.id, sandbox=reference)
+        changes["sandbox"] = reference
+    if changes:
+        await services.store.update_session(session.id, **changes)

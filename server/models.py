@@ -20,6 +20,10 @@ NANO_USD: Final = 1_000_000_000
 """Nano-dollars in a dollar."""
 
 
+NOT_COPIED: Final = "not_copied"
+"""Key beside the source of a session's workspace: a :class:`NotCopied`."""
+
+
 class Record(BaseModel):
     """Base of all records: immutable, no unknown fields."""
 
@@ -167,6 +171,13 @@ class SandboxTime(Record):
     nano_usd: int = Field(ge=0)
 
 
+class NotCopied(Record):
+    """What a copied directory holds and the workspace does not: pipes, sockets, devices, what changed meanwhile."""
+
+    count: int
+    entries: tuple[str, ...] = Field(description="the first 20 of them, and why")
+
+
 class SessionRecord(Record):
     """A session as the store keeps it."""
 
@@ -186,7 +197,9 @@ class SessionRecord(Record):
     max_turns: int | None = None
     output_schema: dict[str, Any] | None = None
     budget_nano_usd: int | None = Field(default=None, description="total cap of the session")
-    workspace: dict[str, Any] | None = Field(default=None, description="what the workspace is filled from at the start")
+    workspace: dict[str, Any] | None = Field(
+        default=None, description="what the workspace is filled from at the start and, by NOT_COPIED, all but what"
+    )
     sandbox_kind: str
     sandbox: dict[str, Any] | None = Field(default=None, description="the provider's reference")
     transcript_cuts: tuple[tuple[int, int], ...] = Field(
@@ -204,6 +217,12 @@ class SessionRecord(Record):
     )
     budget_tokens: int | None = Field(default=None, description="total cap of the session in tokens of all kinds")
     token_id: str | None = Field(default=None, description="API token that it was spawned with")
+
+    @property
+    def not_copied(self) -> NotCopied | None:
+        """What of the directory that its workspace was copied from the workspace did not get; None: nothing."""
+        kept = None if self.workspace is None else self.workspace.get(NOT_COPIED)
+        return None if kept is None else NotCopied.model_validate(kept)
 
 
 class TokenRecord(Record):
@@ -417,5 +436,8 @@ class Outcome(Record):
     pending_approvals: tuple[PendingApproval, ...] = ()
     denials: int = Field(default=0, description="tool calls the policy denied in this turn")
     changed_files: tuple[str, ...] = ()
+    not_copied: NotCopied | None = Field(
+        default=None, description="what of the given directory the workspace did not get; in the first turn's outcome"
+    )
     cursor: int = Field(default=0, description="sequence number of the latest event, for read_transcript(after=…)")
     next: str = Field(default="", description="what to call next")

@@ -152,6 +152,7 @@ class SessionReader:
             budget_tokens=session.budget_tokens,
             budget_usd=None if session.budget_nano_usd is None else session.budget_nano_usd / NANO_USD,
             activity=_activity(session, latest),
+            not_copied=session.not_copied,
             checkpoints=tuple(
                 CheckpointSummary(
                     checkpoint_id=checkpoint.id,
@@ -341,6 +342,7 @@ def _outcome(seen: Portrait) -> Outcome:
         pending_approvals=pending,
         denials=turn.denials,
         changed_files=turn.changed_files,
+        not_copied=session.not_copied if turn.number == 1 else None,
         cursor=0 if seen.latest is None else seen.latest.seq,
     )
 

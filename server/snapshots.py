@@ -119,7 +119,7 @@ class Snapshots:
 
 def named(skipped: Sequence[Skipped]) -> str:
     """The first of what was left out, and why."""
-    names = [f"{printable(entry.path)} ({entry.reason})" for entry in skipped[:MAX_NAMED]]
+    names = [entry.shown for entry in skipped[:MAX_NAMED]]
     return ", ".join([*names, "…"] if len(skipped) > MAX_NAMED else names)
 
 

@@ -11,7 +11,7 @@ from server.checkpoints import Patch, printable
 from server.models import SessionRecord
 from server.resting import readable_files
 from server.services import Services
-from server.undo import Undo, file_change
+from server.undo import Undo, file_change, shown_of
 from server.views import DiffReport, PatchReport
 
 MAX_SHOWN: Final = 200
@@ -55,6 +55,7 @@ class TakingHome:
         after = await self._after(session, after_id)
         changes = await self._services.checkpoints.compare(before, after, limit=MAX_SHOWN, lines=True)
         text = await self._services.checkpoints.diff(before, after, paths=paths, max_bytes=max_bytes)
+        skipped = await self._services.checkpoints.skipped(before, after, paths=paths)
         return DiffReport(
             session_id=session.id,
             from_checkpoint_id=before_id,
@@ -64,6 +65,8 @@ class TakingHome:
             files_removed=changes.removed,
             files=tuple(file_change(change) for change in changes.entries),
             diff=text.text,
+            skipped=shown_of(skipped),
+            skipped_count=len(skipped),
             truncated=text.truncated,
             uri=patch_address(session.id, before_id, after_id, paths) if text.truncated else None,
         )

@@ -6,11 +6,12 @@ not deleted. The caller holds the session's lock and has made sure that no agent
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import anyio
 
-from server.checkpoints import Change, Snapshot, printable
+from server.checkpoints import Change, Forecast, Restored, Skipped, Snapshot, printable
 from server.checkpoints import Changes as TreeChanges
 from server.errors import ErrorCode, RookeryError
 from server.files import WorkspaceFiles
@@ -29,7 +30,7 @@ from server.snapshots import REWOUND, Snapshots, joined
 from server.views import FileChange, RewindReport
 
 MAX_SHOWN: Final = 200
-"""Files listed one by one in a report; the counts are of all."""
+"""Files, and entries left out, that are listed one by one in a report; the counts are of all."""
 
 Cuts = tuple[tuple[int, int], ...]
 
@@ -103,8 +104,8 @@ class Undo:
             await self._seal(session, files)
             present = await files.take()
             changes = await self._compare(present.tree_hash, checkpoint.tree)
-            skipped = tuple(f"{printable(entry.path)} ({entry.reason})" for entry in present.skipped)
-            return self._report(session, checkpoint, changes, conversation, skipped=skipped, undo=None)
+            left = await services.checkpoints.forecast(present.tree_hash, checkpoint.tree)
+            return self._report(session, checkpoint, changes, conversation, left, undo=None)
         snapshots = Snapshots(services, session)
         undo: CheckpointRecord | None = None
 
@@ -120,9 +121,7 @@ class Undo:
         assert undo is not None
         changes = await self._compare(undo.tree, checkpoint.tree)
         await self._write_down(session, checkpoint, undo, changes, conversation)
-        left = (*restored.kept, *restored.missing)
-        skipped = tuple(f"{printable(entry.path)} ({entry.reason})" for entry in left)
-        return self._report(session, checkpoint, changes, conversation, skipped=skipped, undo=undo.id)
+        return self._report(session, checkpoint, changes, conversation, restored, undo=undo.id)
 
     async def _seal(self, session: SessionRecord, files: WorkspaceFiles) -> None:
         """Seal the files of a session that sleeps: what is done with them next need not look at them all again."""
@@ -221,8 +220,8 @@ class Undo:
         checkpoint: CheckpointRecord,
         changes: TreeChanges,
         conversation: bool,
+        left: Forecast | Restored,
         *,
-        skipped: tuple[str, ...],
         undo: str | None,
     ) -> RewindReport:
         shown = tuple(file_change(change) for change in changes.entries)
@@ -236,7 +235,8 @@ class Undo:
             files_changed=changes.changed,
             files_removed=changes.removed,
             files=shown,
-            skipped=skipped,
+            skipped=shown_of((*left.kept, *left.missing)),
+            skipped_count=len(left.kept) + len(left.missing),
         )
 
 
@@ -249,6 +249,11 @@ def cut_after(cuts: Cuts, length: int, present: int) -> Cuts:
         present: entries that it has now.
     """
     return (*cuts, (length + 1, present)) if present > length else cuts
+
+
+def shown_of(skipped: Sequence[Skipped]) -> tuple[str, ...]:
+    """The first of what checkpoints leave out, as answers show it."""
+    return tuple(one.shown for one in skipped[:MAX_SHOWN])
 
 
 def file_change(change: Change) -> FileChange:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from server.models import Cost, Event, Outcome, Record, SessionState
+from server.models import Cost, Event, NotCopied, Outcome, Record, SessionState
 
 
 class SessionSummary(Record):
@@ -66,6 +66,9 @@ class SessionView(Record):
     budget_tokens: int | None = Field(default=None, description="cap in tokens of all kinds")
     activity: str = Field(description="what the agent does now, or did last, in a few words")
     checkpoints: tuple[CheckpointSummary, ...] = ()
+    not_copied: NotCopied | None = Field(
+        default=None, description="what of the directory it was given its workspace did not get; null: nothing"
+    )
     outcome: Outcome = Field(description="outcome of the latest turn; its cost is that of the whole session")
 
 
@@ -216,7 +219,10 @@ class RewindReport(Record):
     files_changed: int
     files_removed: int
     files: tuple[FileChange, ...] = Field(default=(), description="at most 200 of them")
-    skipped: tuple[str, ...] = Field(default=(), description="entries that checkpoints leave out, and why")
+    skipped: tuple[str, ...] = Field(
+        default=(), description="at most 200 entries that checkpoints do not hold: they stay, or cannot come back"
+    )
+    skipped_count: int = Field(default=0, description="how many there are; of one tree at most 1,000 are counted")
     next: str = ""
 
 
@@ -249,6 +255,10 @@ class DiffReport(Record):
     files_removed: int
     files: tuple[FileChange, ...] = Field(default=(), description="at most 200 of them")
     diff: str = Field(default="", description="unified diff for reading")
+    skipped: tuple[str, ...] = Field(
+        default=(), description="at most 200 entries that a checkpoint does not hold: changes in them do not show"
+    )
+    skipped_count: int = Field(default=0, description="how many there are; of one tree at most 1,000 are counted")
     truncated: bool = False
     uri: str | None = Field(default=None, description="resource that holds the whole as a patch, when it is cut")
 

@@ -11,7 +11,7 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -22,6 +22,7 @@ from server.checkpoints.work import FULL, explained
 from server.cloning import Repository, clone
 from server.errors import ErrorCode, RookeryError
 from server.files import components
+from server.models import NotCopied
 from server.sandboxes.base import Sandbox
 from server.services import Services
 from server.settings import Settings
@@ -30,6 +31,12 @@ MAX_INLINE_FILES: Final = 2_000
 MAX_INLINE_BYTES: Final = 16 << 20
 MAX_COPIED_FILES: Final = 200_000
 CHUNK: Final = 1 << 18
+
+MAX_NOT_COPIED_SHOWN: Final = 20
+"""Entries that were not copied and are told by name; the count is of all."""
+
+MAX_NAME: Final = 300
+"""Longest of these names in characters; of a longer one the end is told."""
 
 
 def check_source(source: Mapping[str, Any], settings: Settings) -> None:
@@ -95,6 +102,13 @@ async def fill(services: Services, sandbox: Sandbox, source: Mapping[str, Any]) 
         archive.seek(0)
         await sandbox.unpack(_chunks(archive))
     return tuple(skipped)
+
+
+def not_copied(skipped: Sequence[Skipped]) -> NotCopied:
+    """What was left out, bounded, for the outcome of a session's first turn."""
+    names = [entry.shown for entry in skipped[:MAX_NOT_COPIED_SHOWN]]
+    shown = tuple(name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}" for name in names)
+    return NotCopied(count=len(skipped), entries=shown)
 
 
 async def _chunks(archive: IO[bytes]) -> AsyncIterator[bytes]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from server.models import Cost, Event, EventKind, Outcome
+from server.models import Cost, Event, EventKind, NotCopied, Outcome
 from server.views import (
     Approvals,
     ApprovalView,
@@ -44,6 +44,8 @@ def outcome_text(outcome: Outcome) -> str:
         lines.append(f"The policy denied {outcome.denials} tool call(s) in this turn.")
     if outcome.changed_files:
         lines.append("Changed files: " + _shortened(", ".join(outcome.changed_files), 1_000))
+    if outcome.not_copied is not None:
+        lines.append(_not_copied(outcome.not_copied))
     lines.extend(f"Approval {one.approval_id}: {one.tool}: {one.summary}" for one in outcome.pending_approvals)
     if outcome.structured_output is not None:
         lines.append("Structured output: " + _shortened(json.dumps(outcome.structured_output, ensure_ascii=False)))
@@ -75,6 +77,8 @@ def session_text(view: SessionView) -> str:
         f"Checkpoint {one.checkpoint_id}: {one.kind}, turn {one.turn}, {one.files} files {one.label}".rstrip()
         for one in view.checkpoints
     )
+    if view.not_copied is not None and view.outcome.not_copied is None:
+        lines.append(_not_copied(view.not_copied))
     return "\n".join([*lines, outcome_text(view.outcome)])
 
 
@@ -169,7 +173,7 @@ def rewind_text(report: RewindReport) -> str:
         + (", and the conversation goes back" if report.conversation else "")
     ]
     lines.extend(_changed(change) for change in report.files)
-    lines.extend(f"Not touched: {entry}" for entry in report.skipped)
+    lines.extend(_skipped(report.skipped, report.skipped_count))
     return "\n".join([*lines, "Next: " + report.next])
 
 
@@ -184,7 +188,9 @@ def written_text(written: WrittenFile) -> str:
 def diff_text(report: DiffReport) -> str:
     head = f"{report.files_added} added, {report.files_changed} changed, {report.files_removed} removed"
     tail = "\n… the diff is cut here" if report.truncated else ""
-    return "\n".join([head, *(_changed(change) for change in report.files), "", _shortened(report.diff) + tail])
+    skipped = _skipped(report.skipped, report.skipped_count)
+    changed = [_changed(change) for change in report.files]
+    return "\n".join([head, *changed, *skipped, "", _shortened(report.diff) + tail])
 
 
 def patch_text(report: PatchReport) -> str:
@@ -207,6 +213,16 @@ def explanation_text(answer: PolicyExplanation) -> str:
         where = f" ({match.file}:{match.line})" if match.file else ""
         lines.append(f"  {match.effect} {match.rule} in {match.layer}{where}: {match.because}")
     return "\n".join(lines)
+
+
+def _not_copied(left: NotCopied) -> str:
+    more = f", and {left.count - len(left.entries):,} more" if left.count > len(left.entries) else ""
+    return f"Not copied into the workspace: {', '.join(left.entries)}{more}"
+
+
+def _skipped(entries: Sequence[str], count: int) -> list[str]:
+    more = [f"Not held by the checkpoint: {count - len(entries):,} more"] if count > len(entries) else []
+    return [*(f"Not held by the checkpoint: {entry}" for entry in entries), *more]
 
 
 def _changed(change: FileChange) -> str:

@@ -19,6 +19,7 @@ from server.checkpoints import rewind
 from server.checkpoints.blocking import run_blocking
 from server.checkpoints.compare import compare as compare_trees
 from server.checkpoints.content import read_content
+from server.checkpoints.forecast import forecast
 from server.checkpoints.garbage import collect
 from server.checkpoints.gitpatch import export_patch
 from server.checkpoints.index import Index
@@ -29,15 +30,17 @@ from server.checkpoints.objects import GRACE_S, ObjectStore
 from server.checkpoints.records import (
     Changes,
     FileSlice,
+    Forecast,
     Item,
     Limits,
     Patch,
     PendingRestore,
     Restored,
+    Skipped,
     Snapshot,
     TextDiff,
 )
-from server.checkpoints.trees import Trees, text_of
+from server.checkpoints.trees import Trees, bytes_of, text_of
 from server.checkpoints.unified import PathFilter, text_diff
 from server.checkpoints.work import Stop
 from server.errors import ErrorCode, RookeryError
@@ -173,6 +176,31 @@ class Checkpoints:
                 self._trees, self._root(before), self._root(after), stop, limit=limit, lines=lines
             )
         )
+
+    async def forecast(self, present: str, wanted: str) -> Forecast:
+        """What a restore from one tree to another will leave in place, and what it cannot bring back."""
+        return await self._run(
+            lambda stop: forecast(self._trees, self._trees.root(present), self._trees.root(wanted), stop)
+        )
+
+    async def skipped(self, *trees: str | None, paths: Iterable[str] | None = None) -> tuple[Skipped, ...]:
+        """What trees do not hold, so that no difference in it shows; the first 1,000 of each.
+
+        Args:
+            trees: None stands for an empty one.
+            paths: only these and what is below them.
+
+        Raises:
+            RookeryError: ``invalid_argument``: a path is not relative.
+        """
+        wanted = PathFilter(paths)
+
+        def work(stop: Stop) -> tuple[Skipped, ...]:
+            roots = {self._trees.root(tree) for tree in trees if tree is not None}
+            found = {one.path: one for root in roots for one in self._trees.skipped(root, stop)}
+            return tuple(found[path] for path in sorted(found) if wanted(bytes_of(path)))
+
+        return await self._run(work)
 
     async def diff(
         self,

@@ -71,6 +71,11 @@ class Skipped:
     reason: SkipReason
     size: int = 0
 
+    @property
+    def shown(self) -> str:
+        """The entry and why, safe to show."""
+        return f"{printable(self.path)} ({self.reason})"
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -158,6 +163,14 @@ class Restored:
     """What the restored tree had but no checkpoint could hold, and so is not there now."""
     separated: int
     """Hard links that were replaced by files of their own, so that nothing was written through them."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a restore will not bring about; both as in :class:`Restored`."""
+
+    kept: tuple[Skipped, ...]
+    missing: tuple[Skipped, ...]
 
 
 @dataclass(frozen=True)

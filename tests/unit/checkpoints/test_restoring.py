@@ -228,6 +228,38 @@ async def test_what_no_checkpoint_can_hold_is_not_destroyed(tmp_path: Path) -> N
         assert (desk.tree / "new" / "small").read_text() == "x\n"
 
 
+async def test_a_forecast_tells_what_the_restore_then_keeps_and_misses(tmp_path: Path) -> None:
+    with open_desk(tmp_path, Limits(max_file_bytes=1000)) as desk:
+        shell(desk.tree, "mkdir -p old/deep both; echo x > old/deep/file; mkfifo old/deep/pipe both/pipe gone")
+        shell(desk.tree, "head -c 2000 /dev/zero > both/large; echo x > changed")
+        first = await desk.engine.take("s", desk.tree)
+        shell(desk.tree, "rm -r old gone changed; mkdir -p new/sub changed; mkfifo new/sub/pipe; echo x > new/small")
+        shell(desk.tree, "head -c 3000 /dev/zero | tee new/sub/large changed/large > /dev/null")
+        present = await desk.engine.take("s", desk.tree)
+        ahead = await desk.engine.forecast(present.tree_hash, first.tree_hash)
+        restored = await desk.engine.restore("s", desk.tree, first.tree_hash)
+        assert (ahead.kept, ahead.missing) == (restored.kept, restored.missing)
+        assert [one.path for one in ahead.kept] == ["changed/large", "new/sub/large"]
+        assert [one.path for one in ahead.missing] == ["gone", "old/deep/pipe"]
+
+        between = await desk.engine.take("s", desk.tree)
+        ahead = await desk.engine.forecast(between.tree_hash, present.tree_hash)
+        restored = await desk.engine.restore("s", desk.tree, present.tree_hash)
+        assert (ahead.kept, ahead.missing) == (restored.kept, restored.missing)
+
+
+async def test_what_trees_do_not_hold_is_told_for_the_paths_that_are_asked_for(desk: Desk) -> None:
+    shell(desk.tree, "mkdir sub; mkfifo pipe sub/pipe")
+    first = await desk.engine.take("s", desk.tree)
+    shell(desk.tree, "rm pipe; mkfifo sub/other")
+    second = await desk.engine.take("s", desk.tree)
+    both = await desk.engine.skipped(first.tree_hash, second.tree_hash)
+    assert [one.shown for one in both] == ["pipe (fifo)", "sub/other (fifo)", "sub/pipe (fifo)"]
+    assert [one.path for one in await desk.engine.skipped(None, second.tree_hash)] == ["sub/other", "sub/pipe"]
+    below = await desk.engine.skipped(first.tree_hash, second.tree_hash, paths=["sub/pipe", "nothing"])
+    assert [one.path for one in below] == ["sub/pipe"]
+
+
 async def test_a_kept_file_keeps_its_directory_when_a_file_should_be_there(tmp_path: Path) -> None:
     with open_desk(tmp_path, Limits(max_file_bytes=1000)) as desk:
         shell(desk.tree, "echo one > place")
