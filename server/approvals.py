@@ -25,7 +25,7 @@ from server.turns import bounded
 log = structlog.get_logger(__name__)
 
 OURSELVES: Final = "rookery"
-"""Who answered a question that was taken back."""
+"""Who refused a call whose question was set aside."""
 
 MAX_SUMMARY: Final = 300
 """Longest summary of a call, in characters."""
@@ -44,7 +44,8 @@ class ApprovalDesk:
     async def ask(self, request: ToolRequest, tool_use_id: str, decision: Decision, turn: int) -> Verdict:
         """Put a call to a person; the answer, or ``defer`` when none came while the question was hot.
 
-        A call that was asked before (it comes again after the agent slept) meets its own question again.
+        A call that was asked before (it comes again after the agent slept) meets its own question again, and so does
+        one that is made again after its question was set aside.
 
         Raises:
             RookeryError: ``storage_unavailable``.
@@ -69,25 +70,18 @@ class ApprovalDesk:
                 await self._leave()
         return Verdict(Effect.ASK, "Waiting for a person to answer.", defer=True)
 
-    async def withdraw(self, request: ToolRequest, tool_use_id: str, because: str) -> Verdict:
-        """Take back a question that can wait no longer: a denial, or what a person answered at the last moment.
+    async def set_aside(self, request: ToolRequest, tool_use_id: str, because: str) -> Verdict:
+        """Refuse a call for the moment and leave its question open; or what a person answered at the last moment.
 
         Raises:
             RookeryError: ``storage_unavailable``.
         """
-        store, principal = self._services.store, self._session.principal
+        refused = Verdict(Effect.DENY, because, by=OURSELVES)
         known = await self._known(request, tool_use_id)
         if known is None:
-            return Verdict(Effect.DENY, because, by=OURSELVES)
-        try:
-            known = await store.answer_approval(
-                principal, known.id, ApprovalStatus.DENIED, note=because, decided_by=OURSELVES
-            )
-        except RookeryError:
-            return _verdict(await store.approval(principal, known.id))
-        data = {"approval_id": known.id, "tool": known.tool, "status": known.status.value, "note": because}
-        await store.append_events(self._session.id, known.turn, [(EventKind.APPROVAL, data)])
-        return _verdict(known)
+            return refused
+        known = await self._services.store.set_aside(known.principal, known.id)
+        return refused if known.status is ApprovalStatus.PENDING else _verdict(known)
 
     async def has_unfinished(self) -> bool:
         """Whether some call that was asked about has had no result yet.
@@ -112,6 +106,8 @@ class ApprovalDesk:
     async def _question(self, request: ToolRequest, tool_use_id: str, decision: Decision, turn: int) -> ApprovalRecord:
         store, now = self._services.store, self._services.clock.now()
         known = await self._known(request, tool_use_id)
+        if known is None:
+            known = await store.take_up(self._session.id, request.digest, tool_use_id, turn)
         if known is not None:
             return known
         longest = self._services.settings.approval_ttl_s
@@ -159,8 +155,6 @@ def _verdict(approval: ApprovalRecord) -> Verdict:
     match approval.status:
         case ApprovalStatus.ALLOWED:
             return Verdict(Effect.ALLOW, f"A person allowed this call.{note}", by=approval.decided_by)
-        case ApprovalStatus.DENIED if approval.decided_by == OURSELVES:
-            return Verdict(Effect.DENY, approval.note or "", by=OURSELVES)
         case ApprovalStatus.DENIED:
             return Verdict(Effect.DENY, f"A person denied this call.{note}", by=approval.decided_by)
         case _:

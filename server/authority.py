@@ -21,9 +21,11 @@ from server.services import Services
 from server.turns import bounded
 
 ONE_AT_A_TIME: Final = (
-    "Nobody answered in time, and only one call at once can wait for longer: make this one again by itself."
+    "Nobody has answered the question about this call yet, and only one call at once can wait for longer. The question "
+    "stays open: make this call again by itself, with exactly the same input, and the answer holds for it."
 )
-"""The CLI takes up one deferred call and forgets the others of the same moment (measured with 2.1.330)."""
+"""A CLI that starts again takes up one deferred call, forgets the others of the same moment, and asks the model at once
+(measured with 2.1.332)."""
 
 
 class SessionAuthority:
@@ -114,7 +116,7 @@ class SessionAuthority:
             self._put_off = tool_use_id
             return verdict
         if verdict.defer:
-            verdict = await self._desk.withdraw(request, tool_use_id, ONE_AT_A_TIME)
+            verdict = await self._desk.set_aside(request, tool_use_id, ONE_AT_A_TIME)
         policy = await self._policy()
         answer = replace(decision, effect=verdict.effect, because=verdict.because)
         self._record(request, tool_use_id, policy, answer, began, None, verdict)

@@ -326,6 +326,9 @@ class ApprovalRecord(Record):
     created_at: datetime
     expires_at: datetime
     decided_at: datetime | None = None
+    set_aside: bool = Field(
+        default=False, description="its call was refused for the moment: the answer is for the same call, made again"
+    )
 
 
 class Decider(StrEnum):

@@ -64,8 +64,36 @@ class Approvals(Room):
         self._changed(decided.session_id)
         return decided
 
+    async def set_aside(self, principal: str, approval_id: str) -> ApprovalRecord:
+        """Leave a question open whose call is refused for the moment; one that was answered by now stays as it is.
+
+        Raises:
+            RookeryError: ``approval_not_found``.
+        """
+        return await self._database.write(_set_aside, principal, approval_id)
+
+    async def take_up(self, session_id: str, input_digest: str, tool_use_id: str, turn: int) -> ApprovalRecord | None:
+        """Give a call the question, or the answer, that was set aside for exactly its request; only one call gets it.
+
+        Args:
+            session_id: whose call it is.
+            input_digest: of the request.
+            tool_use_id: the call.
+            turn: in which it is made.
+
+        Returns:
+            the question, which is this call's from now on; None where there is none, or its time is over.
+        """
+        taken = await self._database.write(_take_up, session_id, input_digest, tool_use_id, turn, self._now())
+        if taken is not None:
+            self._changed(session_id)
+        return taken
+
     async def expire_approvals(self, session_id: str | None = None) -> list[ApprovalRecord]:
-        """Mark questions as expired: those whose time is over, or all that wait of a session that stops asking."""
+        """Mark questions as expired: those whose time is over, or all that wait of a session that stops asking.
+
+        What was set aside for a call of such a session goes too.
+        """
         expired = await self._database.write(_expire, session_id, self._now())
         for changed in {approval.session_id for approval in expired}:
             self._changed(changed)
@@ -111,8 +139,44 @@ def _answer(
     return approval
 
 
+def _set_aside(connection: Connection, principal: str, approval_id: str) -> ApprovalRecord:
+    connection.execute(
+        update(approvals)
+        .where(
+            approvals.c.id == approval_id,
+            approvals.c.principal == principal,
+            approvals.c.status == ApprovalStatus.PENDING,
+        )
+        .values(set_aside=True)
+    )
+    return _owned(connection, principal, approval_id)
+
+
+def _take_up(
+    connection: Connection, session_id: str, input_digest: str, tool_use_id: str, turn: int, at: datetime
+) -> ApprovalRecord | None:
+    for_it = (
+        approvals.c.session_id == session_id,
+        approvals.c.input_digest == input_digest,
+        approvals.c.set_aside,
+        approvals.c.status != ApprovalStatus.EXPIRED,
+        approvals.c.expires_at > at,
+    )
+    oldest = select(approvals.c.id).where(*for_it).order_by(approvals.c.created_at, approvals.c.id).limit(1)
+    found = connection.execute(oldest.with_for_update()).scalar()
+    row = connection.execute(
+        update(approvals)
+        .where(approvals.c.id == found)
+        .values(set_aside=False, tool_use_id=tool_use_id, turn=turn)
+        .returning(approvals)
+    ).first()
+    return None if row is None else record(ApprovalRecord, row)
+
+
 def _expire(connection: Connection, session_id: str | None, at: datetime) -> list[ApprovalRecord]:
     over = approvals.c.expires_at <= at if session_id is None else approvals.c.session_id == session_id
+    if session_id is not None:
+        connection.execute(update(approvals).where(over, approvals.c.set_aside).values(set_aside=False))
     expired = connection.execute(
         update(approvals)
         .where(approvals.c.status == ApprovalStatus.PENDING, over)

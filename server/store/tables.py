@@ -24,11 +24,12 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     event,
+    false,
 )
 
 from server.store.columns import Json, UtcTime, Words
 
-SCHEMA_REVISION: Final = "0006"
+SCHEMA_REVISION: Final = "0007"
 """The newest migration. A store of this revision is opened without importing Alembic."""
 
 metadata: Final = MetaData(
@@ -314,6 +315,7 @@ approvals = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("expires_at", UtcTime, nullable=False),
     Column("decided_at", UtcTime),
+    Column("set_aside", Boolean, nullable=False, server_default=false()),
     Index(None, "principal", "status"),
     Index(None, "session_id"),
 )

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from policies import Decision, ToolRequest
+from server.agent.permissions import Verdict
+from server.authority import SessionAuthority
 from server.errors import ErrorCode, RookeryError
 from server.models import Outcome, PendingApproval, SessionState, StopReason
-from tests.house import ME, bash, go_on, open_house, say, settled, spawn, until
+from tests.house import ME, bash, go_on, open_house, settled, spawn, until
 
 pytestmark = pytest.mark.providers
 
@@ -116,31 +119,73 @@ def fresh(outcome: Outcome, seen: set[str]) -> list[PendingApproval]:
     return [one for one in outcome.pending_approvals if one.approval_id not in seen]
 
 
-async def test_of_calls_that_nobody_answers_one_waits_over_a_restart_and_the_others_are_to_be_made_again(
-    tmp_path: Path,
-) -> None:
+def asleep(outcome: Outcome) -> bool:
+    return outcome.stop_reason is StopReason.AWAITING_APPROVAL
+
+
+async def test_calls_that_nobody_answers_each_keep_their_question_over_a_restart_and_run_once(tmp_path: Path) -> None:
+    """One waits in the agent; the agent makes the other again, and that one's answer holds for it."""
     home, policies = tmp_path / "home", policy_dir(tmp_path)
-
-    def asleep(outcome: Outcome) -> bool:
-        return outcome.stop_reason is StopReason.AWAITING_APPROVAL
-
+    steps = [BOTH[0], BOTH[1], bash("echo again; touch two"), BOTH[1], bash("rm two"), BOTH[1], BOTH[2]]
+    steps = [{**step, "parallel": number == 1} if "tool" in step else step for number, step in enumerate(steps)]
     async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
-        session_id = await spawn(registry, BOTH, policy="asking")
-        outcome = await until(registry, session_id, asleep)
+        session_id = await spawn(registry, steps, policy="asking")
+        await until(registry, session_id, asleep)
     async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
-        (pending,) = (await until(registry, session_id, asked)).pending_approvals
-        assert pending.summary == "Bash: touch one"
-        await registry.answer_approval(ME, pending.approval_id, allow=True)
+        first, second = (await until(registry, session_id, asked)).pending_approvals
+        assert (first.summary, second.summary) == ("Bash: touch one", "Bash: touch two")
+        await registry.answer_approval(ME, second.approval_id, allow=True)
+        assert (await registry.outcome(ME, session_id)).state is SessionState.AWAITING_APPROVAL
+        await registry.answer_approval(ME, first.approval_id, allow=True)
+        # Another call, though it does the same, is another question; and so is the same call a second time.
+        for summary in ("Bash: echo again; touch two", "Bash: touch two"):
+            (pending,) = (await until(registry, session_id, asked)).pending_approvals
+            assert pending.summary == summary
+            assert pending.approval_id not in (first.approval_id, second.approval_id)
+            await registry.answer_approval(ME, pending.approval_id, allow=False)
+            await until(registry, session_id, lambda now, last=pending: last not in now.pending_approvals)
+        outcome = await settled(registry, session_id)
+        assert (outcome.stop_reason, outcome.turn) == (StopReason.END_TURN, 1)
+        assert outcome.changed_files == ("one",)
+        assert outcome.denials == 3
+        assert await registry.list_approvals(ME) == []
+        ran = [row.tool_use_id for row in await registry.decisions(ME, decision="allow")]
+        assert len(ran) == len(set(ran))
+
+
+async def test_a_question_that_was_set_aside_sleeps_again_with_the_call_that_is_made_again(tmp_path: Path) -> None:
+    home, policies = tmp_path / "home", policy_dir(tmp_path)
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        session_id = await spawn(registry, [*BOTH[:2], bash("touch two"), BOTH[2]], policy="asking")
+        first, second = (await until(registry, session_id, asleep)).pending_approvals
+        await registry.answer_approval(ME, first.approval_id, allow=True)
+        again = await until(registry, session_id, lambda now: asleep(now) and now.changed_files == ("one",))
+        assert again.pending_approvals == (second,)
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        await registry.answer_approval(ME, second.approval_id, allow=True)
         outcome = await settled(registry, session_id)
         assert (outcome.stop_reason, outcome.turn, outcome.denials) == (StopReason.END_TURN, 1, 1)
-        assert outcome.changed_files == ("one",)
-        assert "make this one again" in outcome.text
-        # What is made again by itself is asked about, put off and taken up like the first.
-        session_id = outcome.session_id
-        await say(registry, session_id, [bash("touch two"), {"reply_with": "tool_results"}])
-        (pending,) = (await until(registry, session_id, asleep)).pending_approvals
-        await registry.answer_approval(ME, pending.approval_id, allow=True)
-        assert (await settled(registry, session_id)).changed_files == ("two",)
+        assert outcome.changed_files == ("one", "two")
+
+
+async def test_the_cli_takes_up_one_deferred_call_alone_and_asks_the_model_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why calls are set aside. Once this fails, a newer CLI may wait with several calls by itself."""
+
+    async def defer_all(
+        self: SessionAuthority, request: ToolRequest, call: str, decision: Decision, *, deferrable: bool = True
+    ) -> Verdict:
+        return await self._desk.ask(request, call, decision, self._turn)
+
+    monkeypatch.setattr(SessionAuthority, "ask", defer_all)
+    async with open_house(tmp_path / "home", policy_dir=policy_dir(tmp_path), approval_hot_s=0.3) as registry:
+        session_id = await spawn(registry, BOTH, policy="asking")
+        outcome = await until(registry, session_id, asleep)
+        for pending in outcome.pending_approvals:
+            await registry.answer_approval(ME, pending.approval_id, allow=True)
+        outcome = await settled(registry, session_id)
+        assert (outcome.stop_reason, outcome.changed_files) == (StopReason.END_TURN, ("two",))
 
 
 async def test_a_question_that_expires_in_a_sleeping_session_ends_the_turn_with_a_typed_reason(

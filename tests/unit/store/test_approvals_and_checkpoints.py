@@ -72,6 +72,52 @@ async def test_an_expired_approval_cannot_be_answered(store: Store) -> None:
     assert await store.expire_approvals("s1") == []
 
 
+async def test_what_was_set_aside_is_for_one_call_of_exactly_that_request_and_session(url: str) -> None:
+    async with open_store(url) as one, open_store(url) as two:
+        for session in ("s1", "s2"):
+            await started(one, session)
+        soon = one._now() + timedelta(hours=1)
+        await one.add_approval(an_approval("a1", "s1", expires_at=soon))
+        digest = (await one.approval(ALICE, "a1")).input_digest
+        assert await one.take_up("s1", digest, "toolu_early", 1) is None, "its call waits itself"
+        assert (await one.set_aside(ALICE, "a1")).set_aside
+        await one.answer_approval(ALICE, "a1", ApprovalStatus.ALLOWED)
+        assert await one.take_up("s2", digest, "toolu_other", 1) is None
+        assert await one.take_up("s1", "0" * 64, "toolu_other", 1) is None
+        taken: list[str] = []
+
+        async def take(store: Store, call: str) -> None:
+            found = await store.take_up("s1", digest, call, 2)
+            if found is not None:
+                assert (found.status, found.tool_use_id, found.turn) == (ApprovalStatus.ALLOWED, call, 2)
+                taken.append(call)
+
+        async with anyio.create_task_group() as tasks:
+            for number, store in enumerate((one, two, one, two)):
+                tasks.start_soon(take, store, f"toolu_{number}")
+        assert [(await two.approval(ALICE, "a1")).tool_use_id] == taken
+
+
+async def test_what_was_set_aside_ends_with_its_time_and_with_an_interrupted_turn(store: Store) -> None:
+    await started(store, "s1")
+    digest = an_approval("a1", "s1").input_digest
+    await store.add_approval(an_approval("late", "s1", expires_at=START + timedelta(seconds=1)))
+    await store.add_approval(an_approval("answered", "s1"))
+    for name in ("late", "answered"):
+        await store.set_aside(ALICE, name)
+    await store.answer_approval(ALICE, "answered", ApprovalStatus.ALLOWED)
+    await store.expire_approvals("s1")
+    assert await store.take_up("s1", digest, "toolu_2", 1) is None
+    assert (await store.approval(ALICE, "answered")).status is ApprovalStatus.ALLOWED
+
+
+async def test_a_question_that_is_answered_is_not_set_aside_any_more(store: Store) -> None:
+    await started(store, "s1")
+    await store.add_approval(an_approval("a1", "s1"))
+    await store.answer_approval(ALICE, "a1", ApprovalStatus.DENIED)
+    assert not (await store.set_aside(ALICE, "a1")).set_aside
+
+
 async def test_a_foreign_approval_reads_as_missing(store: Store) -> None:
     await started(store, "s1")
     await store.add_approval(an_approval("a1", "s1"))
