@@ -27,6 +27,8 @@ class Circumstances:
     timed_out: bool = False
     overspent: bool = False
     """Stopped because time in the sandbox has used the budget up."""
+    out_of_turns: bool = False
+    """Stopped because the policy allows the model no further turn by now."""
     stopped_for_approval: bool = False
     upstream: RookeryError | None = None
     """The gateway's verdict on the turn's model requests, if its last one failed."""
@@ -58,6 +60,8 @@ def conclude(result: ResultMessage | None, known: Circumstances) -> Conclusion:
         return _failed(RookeryError(ErrorCode.TIMEOUT, message), StopReason.TIMEOUT)
     if known.overspent and not completed:
         return _failed(_over_budget(), StopReason.BUDGET_EXCEEDED)
+    if known.out_of_turns and not completed:
+        return Conclusion(StopReason.MAX_TURNS)
     if known.interrupted and not completed:
         return Conclusion(StopReason.INTERRUPTED)
     if known.stopped_for_approval or (result is not None and result.terminal_reason == "tool_deferred"):

@@ -29,7 +29,7 @@ def is_foreign_result(message: Message, turn: OpenTurn | None) -> bool:
     answered = message.user_message_uuids
     expects = turn.record.origin is TurnOrigin.PROMPT and not turn.resumed
     if expects and turn.leftover and not answered:
-        return not message.is_error and not turn.interrupted and not turn.timed_out
+        return not message.is_error and not turn.stopped
     return expects and bool(answered) and turn.message_id not in (answered or ())
 
 
@@ -55,6 +55,7 @@ async def ended_record(
             interrupted=turn.interrupted,
             timed_out=turn.timed_out,
             overspent=turn.overspent,
+            out_of_turns=turn.out_of_turns,
             upstream=upstream,
             crash=turn.crash,
             schema_asked=session.output_schema is not None and turn.record.origin is TurnOrigin.PROMPT,

@@ -105,6 +105,10 @@ class OpenTurn:
     """Interrupted before its agent was there."""
     timed_out: bool = False
     overspent: bool = False
+    out_of_turns: bool = False
+    """Stopped because the model has had all the turns that the policy allows by now."""
+    max_turns: int | None = None
+    """How many turns the model may have, by the policy as it is now."""
     timeout_s: float = 0.0
     """How long the turn may take."""
     deadline: float = 0.0
@@ -124,6 +128,11 @@ class OpenTurn:
         """Interrupt it before it has begun."""
         self.interrupted = True
         self.called_off.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the host has asked the agent to stop."""
+        return self.interrupted or self.timed_out or self.overspent or self.out_of_turns
 
     def next_deadline(self) -> float:
         """The earliest deadline, on anyio's clock."""

@@ -1,6 +1,7 @@
 """The limits that a session's policy sets to its turns, looked at again while a turn runs.
 
-A policy whose file was tightened holds for the turn under way too: its time is cut, its session's cap lowered.
+A policy whose file was tightened holds for the turn under way too: its time is cut, its session's cap lowered,
+and the model has no further turn if it had as many as are allowed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from policies import Policy
 from server.errors import RookeryError
 from server.inbox import OpenTurn
 from server.models import NANO_USD, SessionRecord
-from server.policy_book import tightest
+from server.policy_book import tightest, turns_of
 from server.services import Services
 
 log = structlog.get_logger(__name__)
@@ -77,6 +78,7 @@ class TurnLimits:
         longest = tightest(policy.limits.wall, turn.timeout_s) or turn.timeout_s
         turn.deadline -= turn.timeout_s - longest
         turn.timeout_s = longest
+        turn.max_turns = turns_of(policy.limits, session.max_turns)
         return await self._lower_cap(session, policy)
 
     async def _lower_cap(self, session: SessionRecord, policy: Policy) -> SessionRecord:

@@ -173,7 +173,7 @@ class TurnRunner:
         if turn.settle_deadline is None:
             background = self._services.settings.background_s if self._tracker.tasks else SETTLE_GRACE_S
             turn.settle_deadline = anyio.current_time() + background
-            if turn.interrupted or turn.timed_out:
+            if turn.stopped:
                 await self._stop_tasks()
         if self._tracker.ended and self._tracker.agent_state in (None, "idle"):
             if self._tracker.owes_turn:
@@ -266,8 +266,23 @@ class TurnRunner:
         Raises:
             RookeryError: ``storage_unavailable``.
         """
-        if self.open is not None:
-            self.session = await self.limits.keep(self.session, self.open)
+        turn = self.open
+        if turn is None:
+            return
+        self.session = await self.limits.keep(self.session, turn)
+        if turn.stop_deadline is None and self._is_out_of_turns(turn):
+            turn.out_of_turns = True
+            await self.stop()
+
+    def _is_out_of_turns(self, turn: OpenTurn) -> bool:
+        """Whether the agent goes on though the policy allows the model no further turn by now."""
+        most, agent = turn.max_turns, self._agent
+        if most is None or agent is None or self._tracker.result is not None:
+            return False
+        if agent.max_turns is not None and agent.max_turns <= most:
+            # The CLI knows, and ends the turn by itself.
+            return False
+        return self._tracker.model_turns.used_up(most)
 
     async def stop(self, *, interrupted: bool = False, timed_out: bool = False) -> None:
         """Ask the agent to stop; its result follows, or its process is ended after a grace."""
@@ -300,7 +315,7 @@ class TurnRunner:
             await grant.quiet()
         failure, now = classify(grant.failures), anyio.current_time()
         attempt = None
-        if failure is not None and not (turn.interrupted or turn.timed_out or turn.overspent):
+        if failure is not None and not turn.stopped:
             attempt = next_attempt(
                 failure,
                 made=turn.attempts,

@@ -22,6 +22,7 @@ from claude_agent_sdk import (
 )
 from claude_agent_sdk.types import TERMINAL_TASK_STATUSES
 
+from server.model_turns import ModelTurns
 from server.models import EventKind
 
 MAX_EVENT_TEXT: Final = 100_000
@@ -47,6 +48,8 @@ class TurnTracker:
         """The agent's latest words in this turn."""
         self.owes_turn = False
         """A background task finished and the agent is about to be woken by it."""
+        self.model_turns = ModelTurns()
+        """The model's turns since ``begin``."""
         self._calls: dict[str, str] = {}
 
     def begin(self) -> None:
@@ -54,6 +57,7 @@ class TurnTracker:
         self.result = None
         self.text = ""
         self.owes_turn = False
+        self.model_turns = ModelTurns()
         self._calls.clear()
 
     @property
@@ -68,6 +72,7 @@ class TurnTracker:
 
     def feed(self, message: Message) -> list[Entry]:
         """Take a message; the events that it makes."""
+        self.model_turns.hear(message)
         match message:
             case ResultMessage():
                 self.result = message

@@ -55,6 +55,10 @@ class Agent:
         survivor: its process, which another host started.
         trust: makes the files by which it trusts that way, when the launch options say that connections are opened.
 
+    Attributes:
+        max_turns: most turns that the model may have in one of the agent's, as the CLI was told when it started; None:
+            any number, or not known, as of one that was taken over.
+
     Raises (on entry):
         RookeryError: ``sandbox_unavailable``, ``sandbox_lost``.
         claude_agent_sdk.ClaudeSDKError: the CLI did not come up.
@@ -92,6 +96,7 @@ class Agent:
             )
 
         self.session_id = session_id
+        self.max_turns = None if survivor is not None else options.max_turns
         self.stream = str((keepsake or {}).get(STREAM, "")) if lasting else ""
         """Names its output for good, where another host may take it over; else empty."""
         self._transport = SandboxTransport(start, session_id, stream=self.stream, survived=survivor)

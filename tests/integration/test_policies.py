@@ -292,6 +292,48 @@ async def test_a_tightened_file_bounds_the_money_of_a_turn_that_runs(tmp_path: P
         assert outcome.stop_reason is StopReason.BUDGET_EXCEEDED
 
 
+async def test_a_tightened_file_bounds_the_models_turns_in_a_turn_that_runs(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, living=limited("{turns: 9}"))
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        session_id = await begin(registry, "living", bash("touch last"), bash("touch more"), REPLY)
+        write(policies / "living.yaml", limited("{turns: 2}"))
+        await _let_go(registry, session_id)
+        outcome = await settled(registry, session_id)
+        assert (outcome.stop_reason, outcome.error) == (StopReason.MAX_TURNS, None)
+        assert outcome.changed_files == ("go", "last", "started")
+        # The agent lives on, and was told of nine turns when it started.
+        outcome = await go_on(registry, session_id, [bash("true"), REPLY])
+        assert (outcome.stop_reason, outcome.turn) == (StopReason.END_TURN, 2)
+        outcome = await go_on(registry, session_id, [bash("true"), bash("true"), bash("touch more"), REPLY])
+        assert (outcome.stop_reason, outcome.changed_files) == (StopReason.MAX_TURNS, ())
+
+
+async def test_a_turn_with_more_turns_of_the_model_than_are_allowed_by_now_stops_in_the_midst_of_a_call(
+    tmp_path: Path,
+) -> None:
+    policies = policy_dir(tmp_path, living=limited("{}"))
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        waits = bash("echo > waits; tail -f /dev/null")
+        session_id = await begin(registry, "living", waits, {"text": "late"})
+        await _let_go(registry, session_id)
+        with anyio.fail_after(PATIENCE_S):
+            while "waits" not in {entry.path for entry in (await registry.list_files(ME, session_id)).entries}:
+                await anyio.sleep(0.05)
+        write(policies / "living.yaml", limited("{turns: 1}"))
+        outcome = await settled(registry, session_id)
+        assert outcome.stop_reason is StopReason.MAX_TURNS
+        assert (await go_on(registry, session_id, [{"text": "fine"}])).text == "fine"
+
+
+async def test_an_answer_in_the_last_turn_that_a_tightened_file_allows_is_a_good_end(tmp_path: Path) -> None:
+    policies = policy_dir(tmp_path, living=limited("{turns: 9}"))
+    async with open_house(tmp_path / "home", policy_dir=policies) as registry:
+        session_id = await begin(registry, "living", REPLY)
+        write(policies / "living.yaml", limited("{turns: 2}"))
+        await _let_go(registry, session_id)
+        assert (await settled(registry, session_id)).stop_reason is StopReason.END_TURN
+
+
 async def test_a_broken_file_leaves_the_last_good_policy_in_force_and_says_so(tmp_path: Path) -> None:
     policies = policy_dir(tmp_path, living=NO_TOUCH)
     async with open_house(tmp_path / "home", policy_dir=policies) as registry:

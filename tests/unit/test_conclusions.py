@@ -40,6 +40,8 @@ LIMITED = RookeryError(ErrorCode.MODEL_RATE_LIMITED, "slow down")
             StopReason.BUDGET_EXCEEDED,
             ErrorCode.BUDGET_EXCEEDED,
         ),
+        (result(terminal_reason="aborted_tools"), Circumstances(out_of_turns=True), StopReason.MAX_TURNS, None),
+        (result(), Circumstances(out_of_turns=True), StopReason.END_TURN, None),
         (result(result="over budget!"), Circumstances(), StopReason.END_TURN, None),
         (result(), Circumstances(upstream=LIMITED), StopReason.END_TURN, None),
         (
