@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from tests.e2b_cloud.handle import E2BCloud
+from tests.house import PATIENCE_S
 
 
 def holding(place: Path, needles: list[bytes]) -> list[str]:
@@ -33,3 +40,21 @@ def processes_holding(identity: str, needles: list[bytes]) -> tuple[int, list[st
             continue
         found += [str(process) for needle in needles if needle in content]
     return count, found
+
+
+async def work_without(needles: list[bytes], cloud: E2BCloud) -> dict[str, Any]:
+    """Look through the one sandbox of a cloud, whose agent is at work and has made the file ``started``.
+
+    Returns:
+        the sandbox; none of the needles is in its files and processes.
+    """
+    (found,) = cloud.sandboxes
+    tree = Path(found["tree"])
+    with anyio.fail_after(PATIENCE_S):
+        while not (tree / "workspace" / "started").exists():
+            await anyio.sleep(0.02)
+    count, told = await anyio.to_thread.run_sync(processes_holding, found["sandboxID"], needles)
+    assert count >= 5, "the relay, its wire, the agent and its tool were looked at"
+    assert told == []
+    assert (await anyio.to_thread.run_sync(holding, tree, needles)) == []
+    return found

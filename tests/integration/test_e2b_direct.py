@@ -22,9 +22,9 @@ from server.registry import Registry
 from server.store.tables import ledger
 from tests.e2b_cloud.handle import E2BCloud
 from tests.e2b_cloud.live import is_live
-from tests.house import ME, PATIENCE_S, bash, go_on, open_house, run, say, seen, settled, spawn
+from tests.house import ME, bash, go_on, open_house, run, say, seen, settled, spawn
 from tests.integration.test_secrets import CANARY, Witness, paid_model
-from tests.looking import holding, processes_holding
+from tests.looking import holding, work_without
 from tests.providers import settings_on
 
 pytestmark = [
@@ -78,17 +78,9 @@ async def test_x01_the_key_of_direct_traffic_pays_and_is_nowhere_in_the_sandbox_
     async with direct_house(home, e2b_cloud, monkeypatch) as (registry, witness):
         session_id = await spawn(registry, steps)
         await seen(registry, session_id, EventKind.TOOL_CALL)
-        (found,) = e2b_cloud.sandboxes
-        tree = Path(found["tree"])
-        with anyio.fail_after(PATIENCE_S):
-            while not (tree / "workspace" / "started").exists():
-                await anyio.sleep(0.02)
-        count, told = await anyio.to_thread.run_sync(processes_holding, found["sandboxID"], needles)
-        assert count >= 5, "the relay, its wire, the agent and its tool were looked at"
-        assert told == []
-        assert (await anyio.to_thread.run_sync(holding, tree, needles)) == []
+        found = await work_without(needles, e2b_cloud)
         assert (found["network"]["allowOut"], found["network"]["denyOut"]) == ([HOST], ["0.0.0.0/0"])
-        (tree / "workspace" / "go").touch()
+        (Path(found["tree"]) / "workspace" / "go").touch()
         outcome = await settled(registry, session_id)
         assert outcome.error is None
         assert CANARY not in outcome.model_dump_json()
