@@ -8,6 +8,7 @@ who takes nothing for :data:`SEND_S` is dropped, and goes on later from the numb
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -202,7 +203,7 @@ async def _until_left(reader: _Reader, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-class _Reader:
+class _Reader(ABC):
     """One who reads a stream."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -210,17 +211,17 @@ class _Reader:
         self._receive = receive
         self._send = send
 
+    @abstractmethod
     async def accept(self) -> None:
         """Begin the answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def give(self, page: Sequence[Event]) -> None:
         """Give a page; an empty one says that the stream lives."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def leave(self, why: str, code: int) -> None:
         """End the answer."""
-        raise NotImplementedError
 
     def drop(self) -> None:
         """Cut off one who reads no more, with what it has not read."""
