@@ -226,7 +226,8 @@ class SessionActor:
             if live.agent.alive:
                 self._take_over(live)
             else:
-                async with self._services.starts.place(sandbox, first.called_off) as placed:
+                where = self._services.provider_of(self.session).capabilities
+                async with self._services.starts.place(where, first.called_off) as placed:
                     if placed:
                         self._take_over(live)
                         await stack.enter_async_context(live.agent)

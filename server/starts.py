@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import anyio
 
-if TYPE_CHECKING:
-    from server.sandboxes.base import Sandbox
+from server.sandboxes.base import Capabilities
 
 FOR_EACH_PROCESSOR: Final = 2
 """A start waits for the disk and for the server now and then; another one uses the processor meanwhile."""
@@ -32,15 +31,15 @@ class Starts:
         self._places = anyio.Semaphore(at_once or FOR_EACH_PROCESSOR * (os.cpu_count() or 1))
 
     @asynccontextmanager
-    async def place(self, sandbox: Sandbox, called_off: anyio.Event | None = None) -> AsyncIterator[bool]:
+    async def place(self, where: Capabilities, called_off: anyio.Event | None = None) -> AsyncIterator[bool]:
         """Wait for a place and hold it while an agent starts in a sandbox; at once where that is another machine.
 
         Args:
-            sandbox: where it starts.
+            where: what the provider of the sandbox can do.
             called_off: ends the waiting, for nobody wants the agent any more. Whether there is a place is what is
                 yielded.
         """
-        if sandbox.workspace is None:
+        if not where.host_workspace:
             yield True
         elif await self._had(called_off):
             try:

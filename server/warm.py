@@ -125,9 +125,10 @@ class WarmPool:
         stack = AsyncExitStack()
         sandbox: Sandbox | None = None
         try:
-            sandbox = await services.providers.default.create(spec)
+            provider = services.providers.default
+            sandbox = await provider.create(spec)
             live = prepare_fresh(services, session_id, sandbox, options, stack)
-            async with services.starts.place(sandbox):
+            async with services.starts.place(provider.capabilities):
                 await stack.enter_async_context(live.agent)
             yield live
         except BaseException:

@@ -308,10 +308,11 @@ async def test_a_turn_that_is_interrupted_while_others_start_never_starts_its_ag
     async with open_house(tmp_path) as registry:
         done = await run(registry, [{"text": "ready"}])
         starts = registry._services.starts
-        sandbox = await registry._services.attach(await registry._services.store.session(ME, done.session_id))
+        session = await registry._services.store.session(ME, done.session_id)
+        where = registry._services.provider_of(session).capabilities
         async with AsyncExitStack() as others:
             for _ in range(FOR_EACH_PROCESSOR * (os.cpu_count() or 1)):
-                await others.enter_async_context(starts.place(sandbox))
+                await others.enter_async_context(starts.place(where))
             session_id = await spawn(registry, [bash("touch begun"), {"text": "done"}])
             await registry.interrupt(ME, session_id)
         outcome = await settled(registry, session_id)
