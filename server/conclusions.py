@@ -168,6 +168,13 @@ def failure_of(error: Exception) -> RookeryError:
     )
 
 
+def is_foreseen(error: BaseException) -> bool:
+    """Whether an exception, with all that it holds, says itself why: an unreachable cloud, and no fault of our own."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_foreseen(inner) for inner in error.exceptions)
+    return isinstance(error, RookeryError) and error.code is not ErrorCode.INTERNAL
+
+
 def _typed(error: BaseException) -> RookeryError | None:
     """The typed error that an exception is or holds."""
     if isinstance(error, RookeryError):

@@ -19,7 +19,7 @@ from policies import Policy
 from server.agent.agent import Agent
 from server.authority import SessionAuthority
 from server.changes import Changes
-from server.conclusions import departure, failure_of, start_failure
+from server.conclusions import departure, failure_of, is_foreseen, start_failure
 from server.concurrency import background_tasks
 from server.errors import RookeryError
 from server.files import WorkspaceFiles
@@ -51,6 +51,9 @@ log = structlog.get_logger(__name__)
 
 INBOX_SIZE: Final = 256
 """Items that may wait for the actor; beyond that the agent is slowed down, not the memory filled."""
+
+MAX_DETAIL: Final = 500
+"""Longest cause of a failure in the log, in characters."""
 
 
 class SessionActor:
@@ -143,9 +146,10 @@ class SessionActor:
                 finally:
                     tasks.cancel_scope.cancel()
         except Exception as error:
-            log.exception("session actor failed", session_id=self.session.id)
+            failure = failure_of(error)
+            self._log_failure(error, failure)
             if (turn := self._turns.open) is not None and turn.crash is None:
-                turn.crash = failure_of(error)
+                turn.crash = failure
         finally:
             self._gone = True
             self._turns.let_go()
@@ -156,6 +160,15 @@ class SessionActor:
                 await self._meter.close()
                 await self._settle()
             self.stopped.set()
+
+    def _log_failure(self, error: Exception, failure: RookeryError) -> None:
+        """Say why the actor failed: in one line where the reason is known, with the trace where it is our fault."""
+        if not is_foreseen(error):
+            log.error("session actor failed", session_id=self.session.id, exc_info=error)
+            return
+        detail = (failure.detail or "")[:MAX_DETAIL]
+        log.error("session actor failed", session_id=self.session.id, error=str(failure), detail=detail)
+        log.debug("where the session actor failed", session_id=self.session.id, exc_info=error)
 
     def _take_unstarted(self) -> None:
         """A turn or an order to leave that reached the inbox too late must not be lost with it."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
+import structlog.testing
 
 from server import launching, resting
 from server.errors import ErrorCode
@@ -72,6 +74,15 @@ async def test_a_session_that_could_not_be_looked_at_when_it_fell_asleep_is_held
         assert "ran" not in names
 
 
+def assert_told_in_a_line(logs: Sequence[Mapping[str, Any]]) -> None:
+    """The failed actor says why in one line of bounded length; where it was is for who debugs."""
+    [told] = [line for line in logs if line["event"] == "session actor failed"]
+    assert told["error"].startswith("sandbox_")
+    assert "exc_info" not in told
+    assert len(str(told)) < 1_500
+    assert {line["log_level"] for line in logs if "exc_info" in line} <= {"debug"}
+
+
 async def working(registry: Registry, cloud: E2BCloud, session_id: str) -> None:
     """Begin a turn that works until somebody stops it, and wait until it has changed files."""
     await say(registry, session_id, [bash("rm f1; echo cut > cut; sleep 600"), {"text": "never"}])
@@ -87,11 +98,12 @@ async def test_a_turn_that_was_cut_off_unseen_is_gone_on_from_only_with_a_word_t
     async with open_house(tmp_path, idle_s=3600, e2b_rest_s=1) as registry:
         session_id = (await made(registry)).session_id
         await working(registry, e2b_cloud, session_id)
-        with monkeypatch.context() as hasty:
+        with monkeypatch.context() as hasty, structlog.testing.capture_logs() as logs:
             cut_off(e2b_cloud, hasty)
             with anyio.fail_after(PATIENCE_S):
                 while session_id in registry._fleet.actors:
                     await anyio.sleep(0.05)
+            assert_told_in_a_line(logs)
             # It may still be at work there, so that is no end; the user says that it is.
             assert (await registry.outcome(ME, session_id)).state is SessionState.RUNNING
             await registry.interrupt(ME, session_id)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from claude_agent_sdk import ResultMessage
 
-from server.conclusions import Circumstances, conclude
+from server.conclusions import Circumstances, conclude, is_foreseen
 from server.errors import ErrorCode, RookeryError
 from server.models import StopReason
 
@@ -74,3 +74,17 @@ def test_a_turn_has_one_closed_reason(
     ending = conclude(given, known)
     assert ending.stop_reason is reason
     assert (ending.error.code if ending.error else None) is code
+
+
+@pytest.mark.parametrize(
+    ("error", "foreseen"),
+    [
+        (LIMITED, True),
+        (ExceptionGroup("two", [LIMITED, ExceptionGroup("one", [OVER_BUDGET])]), True),
+        (ExceptionGroup("two", [LIMITED, KeyError("ours")]), False),
+        (RookeryError(ErrorCode.INTERNAL, "ours"), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_a_fault_of_our_own_is_never_taken_for_one_of_the_cloud(error: Exception, foreseen: bool) -> None:
+    assert is_foreseen(error) is foreseen
