@@ -85,6 +85,7 @@ async def test_everything_is_here_when_a_snapshot_is_told_and_the_sandbox_may_va
     snapshot = await desk.engine.take("s", desk.tree)
     await packed(desk).close()
     shutil.rmtree(packed(desk).room(desk.tree))
+    shell(desk.tree, "chmod -R u+w .")
     shutil.rmtree(desk.tree)
     host = desk.another()
     assert (await host.read(snapshot.tree_hash, "a/b/file")).data == b"one\n"
