@@ -39,6 +39,7 @@ class ApprovalDesk:
         self._session = session
         self._changes = changes
         self._waiting = 0
+        self._asked = False
         self._moving = anyio.Lock()
 
     async def ask(self, request: ToolRequest, tool_use_id: str, decision: Decision, turn: int) -> Verdict:
@@ -50,6 +51,7 @@ class ApprovalDesk:
         Raises:
             RookeryError: ``storage_unavailable``.
         """
+        self._asked = True
         approval = await self._question(request, tool_use_id, decision, turn)
         if approval.status is not ApprovalStatus.PENDING:
             return _verdict(approval)
@@ -82,6 +84,15 @@ class ApprovalDesk:
             return refused
         known = await self._services.store.set_aside(known.principal, known.id)
         return refused if known.status is ApprovalStatus.PENDING else _verdict(known)
+
+    async def close_questions(self) -> None:
+        """Let the questions of a turn that was stopped expire: no answer could set anything in motion.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        if self._asked:
+            await self._services.store.expire_approvals(self._session.id)
 
     async def has_unfinished(self) -> bool:
         """Whether some call that was asked about has had no result yet.

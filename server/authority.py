@@ -22,7 +22,7 @@ from server.turns import bounded
 
 ONE_AT_A_TIME: Final = (
     "Nobody has answered the question about this call yet, and only one call at once can wait for longer. The question "
-    "stays open: make this call again by itself, with exactly the same input, and the answer holds for it."
+    "stays open: make this call again by itself, with the same input to the letter, and the answer holds for it."
 )
 """A CLI that starts again takes up one deferred call, forgets the others of the same moment, and asks the model at once
 (measured with 2.1.332)."""
@@ -78,6 +78,14 @@ class SessionAuthority:
         self._rewritten.clear()
         self._cwds.clear()
         self._put_off = None
+
+    async def close_questions(self) -> None:
+        """The turn was stopped: what it asked is not asked any more.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        await self._desk.close_questions()
 
     async def judge(self, request: ToolRequest, tool_use_id: str, cwd: str | None = None) -> Decision:
         """Decide by the policy as it is now, then by the user's hooks; a denial becomes an event, once for each call.

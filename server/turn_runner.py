@@ -355,6 +355,8 @@ class TurnRunner:
         record = await ended_record(
             self._services, self.session, turn, self._tracker, upstream=upstream, denials=self._authority.denials
         )
+        if turn.stopped or turn.crash is not None:
+            await self._authority.close_questions()
         held = await self._hold(turn)
         try:
             record = await self._snapshots.end_of(record)

@@ -226,3 +226,4 @@ async def test_an_interrupt_ends_a_wait_for_a_person(tmp_path: Path) -> None:
         assert outcome.state is SessionState.IDLE
         assert outcome.stop_reason is StopReason.INTERRUPTED
         assert outcome.pending_approvals == ()
+        assert await registry.list_approvals(ME) == []
