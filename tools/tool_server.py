@@ -67,6 +67,7 @@ class ToolServer(MCPServer[Any]):
         self.subscriptions = subscriptions
         self._read_only = read_only
         self._definitions = {definition.name: definition for definition in definitions}
+        self._offers: dict[frozenset[Scope], Offer] = {}
         self.backend = backend
         self._caller = caller
         self._max_wait_s = max_wait_s
@@ -101,8 +102,11 @@ class ToolServer(MCPServer[Any]):
 
     def offer(self, caller: Caller) -> Offer:
         """What a caller can call here."""
-        names = frozenset(name for name, tool in self._definitions.items() if caller.may(tool.needs))
-        return Offer(names, _ARGUMENTS, approves=caller.may(Scope.APPROVE))
+        offer = self._offers.get(caller.scopes)
+        if offer is None:
+            names = frozenset(name for name, tool in self._definitions.items() if caller.may(tool.needs))
+            offer = self._offers[caller.scopes] = Offer(names, _ARGUMENTS, approves=caller.may(Scope.APPROVE))
+        return offer
 
     @property
     def protocol(self) -> Server[Any]:

@@ -61,7 +61,7 @@ class Portraits(Room):
         Raises:
             RookeryError: ``session_not_found``, for a foreign id as for a missing one, and for a missing turn.
         """
-        return await self._database.read(_portrait, principal, session_id, turn, with_checkpoints, self._now())
+        return await self._database.glance(_portrait, principal, session_id, turn, with_checkpoints, self._now())
 
 
 _TURN: Final = Prepared(

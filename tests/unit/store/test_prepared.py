@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import anyio
 import pytest
 from sqlalchemy import Boolean, Column, Connection, Integer, MetaData, String, Table, bindparam, insert, select, update
 
 from server.errors import ErrorCode, RookeryError
 from server.store.columns import Json, UtcTime, Words
-from server.store.database import Database, open_database
+from server.store.database import BUSY_TIMEOUT_S, Database, open_database
 from server.store.prepared import Prepared
 
 birds = Table(
@@ -136,6 +138,42 @@ async def test_after_a_failed_transaction_the_next_one_finds_a_clean_connection(
     await database.write(ADD.change, ROOK)
 
     assert [row.id for row in await database.read(Prepared(select(birds)).rows)] == ["rook"]
+
+
+async def test_a_glance_sees_what_was_committed_and_changes_nothing(database: Database) -> None:
+    await database.write(ADD.change, ROOK)
+    found = await database.glance(Prepared(FIND).first, {"key": "rook"})
+    assert found is not None and found.eggs == 4
+
+    await database.write(LAY.change, {"key": "rook", "more": 1})
+    found = await database.glance(Prepared(FIND).first, {"key": "rook"})
+    assert found is not None and found.eggs == 5
+
+
+async def test_a_glance_at_a_locked_file_waits_in_a_thread_not_on_the_event_loop(sqlite_url: str) -> None:
+    path = sqlite_url.removeprefix("sqlite:///")
+    async with open_database(sqlite_url) as database:
+        await database.write(lambda connection: birds.metadata.create_all(connection))
+    looked = anyio.Event()
+
+    async with open_database(sqlite_url) as database, anyio.create_task_group() as tasks:
+        # The way a program that recovers the log keeps all others out.
+        keeper = sqlite3.connect(path, isolation_level=None)
+        keeper.execute("PRAGMA locking_mode=EXCLUSIVE")
+        keeper.execute("BEGIN IMMEDIATE")
+        keeper.execute("DELETE FROM birds")
+
+        async def look() -> None:
+            assert await database.glance(Prepared(select(birds)).rows) == []
+            looked.set()
+
+        tasks.start_soon(look)
+        # Were the loop to wait for the lock, it could not be given back here.
+        with anyio.fail_after(BUSY_TIMEOUT_S):
+            await anyio.wait_all_tasks_blocked()
+            assert not looked.is_set()
+            keeper.close()
+            await looked.wait()
 
 
 async def test_a_list_that_expands_is_refused(sqlite_url: str) -> None:
