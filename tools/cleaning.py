@@ -15,42 +15,19 @@ from typing import Any, Final
 import pydantic_core
 from pydantic import BaseModel
 
+from server.secret_forms import SECRET_FORMS, named_secrets
+
 _STEERING: Final = re.compile(
     # Controls of both kinds but tab and newline, overrides of the direction of writing, and characters of no width.
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 )
-
-_SECRETS: Final = (
-    ("Anthropic key", "sk-ant-", r"sk-ant-[A-Za-z0-9_-]{16,}"),
-    ("OpenAI key", "sk-proj-", r"sk-proj-[A-Za-z0-9_-]{20,}"),
-    ("E2B key", "e2b_", r"e2b_[a-f0-9]{40}"),
-    ("Rookery token", "rky_", r"rky_[A-Za-z0-9_-]{43}"),
-    ("AWS key", "AKIA", r"AKIA[A-Z0-9]{16}"),
-    ("AWS key", "ASIA", r"ASIA[A-Z0-9]{16}"),
-    ("GitHub token", "github_pat_", r"github_pat_[A-Za-z0-9_]{22,}"),
-    ("GitHub token", "gh", r"gh[oprsu]_[A-Za-z0-9]{36,}"),
-    ("GitLab token", "glpat-", r"glpat-[A-Za-z0-9_-]{20,}"),
-    ("Slack token", "xox", r"xox[abeoprs]-[A-Za-z0-9-]{10,}"),
-    ("Google key", "AIza", r"AIza[A-Za-z0-9_-]{35}"),
-    ("Stripe key", "k_live_", r"[rs]k_live_[A-Za-z0-9]{16,}"),
-    ("npm token", "npm_", r"npm_[A-Za-z0-9]{36}"),
-    (
-        "private key",
-        "PRIVATE KEY",
-        r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[^-]|-(?!----END))*(?:-----END[A-Z -]*)?",
-    ),
-)
-"""What it is called, a part that every one has, and its form, by the documentation of who gives it out. Only forms
-that nothing else has: an answer in which hashes or ids are missing would be useless."""
-
-_SECRET: Final = re.compile("|".join(rf"(?P<s{at}>(?<![A-Za-z0-9]){form})" for at, (_, _, form) in enumerate(_SECRETS)))
 
 _REMOTE_IMAGE: Final = re.compile(r"!(?=\[[^\]\n]{0,1000}\](?:\(\s{0,8}<?(?:[A-Za-z][A-Za-z0-9+.-]{0,20}:)?//|\[))")
 """The mark that makes an image of a Markdown link to somewhere else, given there or by reference."""
 
 MAX_DEPTH: Final = 64
 
-_SUSPECT: Final = ("\\u", "\\r", "\\b", "\\f", "\x7f", "![", *(part for _, part, _ in _SECRETS))
+_SUSPECT: Final = ("\\u", "\\r", "\\b", "\\f", "\x7f", "![", *(form.part for form in SECRET_FORMS))
 """What is in the JSON of any value with a string that needs a closer look, other characters than ASCII apart."""
 
 
@@ -63,9 +40,7 @@ def cleaned(text: str) -> str:
 
 def guarded(text: str) -> str:
     """The text cleaned, with the kind of each secret in its place, and remote images as the links that they are."""
-    text = cleaned(text)
-    if any(part in text for _, part, _ in _SECRETS):
-        text = _SECRET.sub(_named, text)
+    text = named_secrets(cleaned(text))
     return _REMOTE_IMAGE.sub("", text) if "![" in text else text
 
 
@@ -101,10 +76,3 @@ def _guarded(value: Any, depth: int) -> Any:
 def guarded_json(value: BaseModel) -> str:
     """The JSON of a record, guarded."""
     return json.dumps(guarded_value(value.model_dump(mode="json")), ensure_ascii=False, separators=(",", ":"))
-
-
-def _named(match: re.Match[str]) -> str:
-    group = match.lastgroup
-    assert group is not None, "each alternative is a group"
-    name, _, _ = _SECRETS[int(group.removeprefix("s"))]
-    return f"[redacted: {name}]"

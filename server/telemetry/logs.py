@@ -15,18 +15,9 @@ from typing import Any, Final, TextIO
 import structlog
 from opentelemetry import trace
 
-REDACTED: Final = "[redacted]"
+from server.secret_forms import without_secrets
 
-_SECRET_TEXT: Final = re.compile(
-    r"""
-    sk-ant-[A-Za-z0-9_-]+                                                   # Anthropic keys and OAuth tokens
-    | e2b_[A-Za-z0-9]{8,}                                                   # E2B keys
-    | (?<=://)[^\s/@:]+:[^\s/@]+(?=@)                                       # user and password in a URL
-    | (?i:(?<=bearer\s)|(?<=basic\s))[A-Za-z0-9._~+/=-]{8,}                 # authorization headers
-    | (?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])                  # our own tokens: 256 bits in base64
-    """,
-    re.VERBOSE,
-)
+REDACTED: Final = "[redacted]"
 
 _SECRET_NAME: Final = re.compile(
     r"(?i)(^|[_-])(authorization|api[_-]?key|auth[_-]?token|oauth[_-]?token|token|secret|password|cookie)$"
@@ -39,7 +30,7 @@ _MAX_DEPTH: Final = 8
 def redact(value: Any, _depth: int = 0) -> Any:
     """The value with every secret in it replaced by :data:`REDACTED`. Looks into mappings and sequences."""
     if isinstance(value, str):
-        return _SECRET_TEXT.sub(REDACTED, value)
+        return without_secrets(value, REDACTED)
     if isinstance(value, bytes):
         return redact(value.decode("utf-8", "replace"), _depth)
     if value is None or isinstance(value, bool | int | float):

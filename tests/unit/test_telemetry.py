@@ -10,7 +10,9 @@ import pytest
 import structlog
 
 from server.clock import SYSTEM_CLOCK
+from server.secret_forms import SECRET_FORMS
 from server.telemetry import REDACTED, configure_logging, redact
+from tests import secrets
 
 ANTHROPIC_KEY = "sk-ant-api03-AbCdEf_012345-xyz"
 OUR_TOKEN = SYSTEM_CLOCK.secret()
@@ -23,6 +25,7 @@ SECRETS = {
     "one of our tokens": (f"grant {OUR_TOKEN} opened", OUR_TOKEN),
     "a password in a URL": ("postgresql://rookery:hunter22@db/x", "hunter22"),
     "an E2B key": ("E2B e2b_0123456789abcdef", "e2b_0123456789abcdef"),
+    **{name: (f"seen {secret} there", secret) for name, secret in secrets.SECRETS.items()},
 }
 
 
@@ -77,6 +80,10 @@ def test_a_secret_that_a_library_logs_is_redacted(name: str, log: io.StringIO) -
 @pytest.mark.parametrize("name", ["authorization", "x-api-key", "ANTHROPIC_API_KEY", "auth_token", "token", "password"])
 def test_the_value_of_a_field_with_a_telling_name_is_redacted_whatever_it_looks_like(name: str) -> None:
     assert redact({name: "plain"}) == {name: REDACTED}
+
+
+def test_every_form_of_a_secret_has_an_example_that_is_looked_for() -> None:
+    assert {form.name for form in SECRET_FORMS} == secrets.SECRETS.keys()
 
 
 def test_what_is_no_secret_stays_as_it_is() -> None:

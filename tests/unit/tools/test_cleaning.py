@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.models import Event, EventKind, PendingApproval
+from tests.secrets import SECRETS
 from tests.unit.store.records import START
 from tools.cleaning import cleaned, guarded, guarded_json, guarded_value
 from tools.elicitation import question
@@ -50,22 +51,6 @@ def test_x13_endless_nesting_has_an_end() -> None:
     for _ in range(500):
         value = [value]
     assert guarded_value(value) is not None
-
-
-SECRETS = {
-    "Anthropic key": "sk-ant-api03-" + "aB3_-" * 17,
-    "OpenAI key": "sk-proj-" + "aB3_" * 12,
-    "E2B key": "e2b_" + "0a" * 20,
-    "Rookery token": "rky_" + "x" * 43,
-    "AWS key": "AKIA" + "ABCD1234" * 2,
-    "GitHub token": "ghp_" + "a1" * 18,
-    "GitLab token": "glpat-" + "a1" * 10,
-    "Slack token": "xoxb-123456789012-abcdefABCDEF",
-    "Google key": "AIza" + "a1b2c" * 7,
-    "Stripe key": "sk_live_" + "a1" * 12,
-    "npm token": "npm_" + "a1" * 18,
-    "private key": "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\nbnNz\n-----END OPENSSH PRIVATE KEY-----",
-}
 
 
 @pytest.mark.parametrize("kind", SECRETS)
