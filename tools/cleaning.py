@@ -67,7 +67,14 @@ def _guarded(value: Any, depth: int) -> Any:
     if depth >= MAX_DEPTH:
         return None if isinstance(value, dict | list) else value
     if isinstance(value, dict):
-        return {guarded(key): _guarded(item, depth + 1) for key, item in value.items()}
+        shown: dict[str, Any] = {}
+        for key, item in value.items():
+            name = guarded(key)
+            while name in shown:
+                # Two names that look the same once they are cleaned: neither may hide what the other one holds.
+                name += "\ufffd"
+            shown[name] = _guarded(item, depth + 1)
+        return shown
     if isinstance(value, list):
         return [_guarded(item, depth + 1) for item in value]
     return value

@@ -115,8 +115,16 @@ def test_x13_a_call_cannot_hide_in_the_question_about_it() -> None:
 )
 def test_x13_a_value_is_guarded_as_its_strings_are(value: Any) -> None:
     """Row X13: what is let through at one look is what a look at each string leaves as it is."""
-    strings = _strings(value)
-    assert _strings(guarded_value(value)) == [guarded(text) for text in strings]
+    found, expected = _strings(guarded_value(value)), [guarded(text) for text in _strings(value)]
+    # A key that another one has become too is told apart by more of the same mark.
+    assert [text.rstrip("\ufffd") for text in found] == [text.rstrip("\ufffd") for text in expected]
+    assert all(one.startswith(other) for one, other in zip(found, expected, strict=True))
+
+
+def test_x13_a_key_cannot_hide_another_by_looking_the_same() -> None:
+    """Row X13: an input that a person is asked about is shown whole."""
+    told = guarded_value({"command": "rm", "com\u200bmand": "ls", "com\u200cmand": 1, "com\u202emand": [2]})
+    assert list(told.values()) == ["rm", "ls", 1, [2]]
 
 
 def _strings(value: Any) -> list[str]:
