@@ -103,7 +103,7 @@ def add_resources(server: ToolServer) -> None:
         except Exception as error:
             known = as_rookery_error(error, where="resources/list")
             code = INVALID_PARAMS if known.code is ErrorCode.INVALID_ARGUMENT else INTERNAL_ERROR
-            raise MCPError(code=code, message=str(known)) from error
+            raise MCPError(code=code, message=str(server.told(context, known))) from error
 
     # The SDK lists all resources at once and hands its own method no cursor.
     server.protocol.add_request_handler("resources/list", PaginatedRequestParams, listed)

@@ -119,6 +119,14 @@ class ToolServer(MCPServer[Any]):
         """Names of the tools that are offered."""
         return frozenset(self._definitions)
 
+    def told(self, context: ServerRequestContext[Any, Any], error: RookeryError) -> RookeryError:
+        """An error as the caller of a request of the protocol's layer is told of it."""
+        try:
+            caller = caller_of_request(context.request, self._caller)
+        except RookeryError:
+            return error
+        return self.offer(caller).told(error)
+
     async def list_tools(self) -> list[Tool]:
         """All tools, always in the same order; those that extensions add come last."""
         if self._published is None:

@@ -69,7 +69,7 @@ class TurnTasks:
         except RookeryError as error:
             if error.code is ErrorCode.SESSION_NOT_FOUND:
                 return None
-            raise _protocol_error(error) from error
+            raise self._refusal(context, error) from error
         return _task(task_id, status, self._server.offer(caller), asks=_can_ask(context))
 
     async def update(self, task: Task, responses: Mapping[str, Any], context: Context) -> None:
@@ -84,7 +84,7 @@ class TurnTasks:
             registry = await self._server.backend.registry()
             await Elicitation(registry, principal, Attached({}), None).take(answers)
         except RookeryError as error:
-            raise _protocol_error(error) from error
+            raise self._refusal(context, error) from error
 
     async def cancel(self, task: Task, context: Context) -> None:
         place = _place(task.id)
@@ -96,7 +96,11 @@ class TurnTasks:
         except RookeryError as error:
             # Past its time it is under way: the task shows when it has stopped.
             if error.code is not ErrorCode.TIMEOUT:
-                raise _protocol_error(error) from error
+                raise self._refusal(context, error) from error
+
+    def _refusal(self, context: Context, error: RookeryError) -> MCPError:
+        code = INVALID_REQUEST if error.code is ErrorCode.POLICY_DENIED else INTERNAL_ERROR
+        return MCPError(code=code, message=str(self._server.told(context, error)))
 
 
 def task_id_of(session_id: str, turn: int) -> str:
@@ -117,11 +121,6 @@ def _place(task_id: str) -> tuple[str, int] | None:
 def _is_plain_wait(value: Any) -> bool:
     """Whether ``wait_s`` is absent or a number; anything else is refused by the tool itself."""
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0)
-
-
-def _protocol_error(error: RookeryError) -> MCPError:
-    code = INVALID_REQUEST if error.code is ErrorCode.POLICY_DENIED else INTERNAL_ERROR
-    return MCPError(code=code, message=str(error))
 
 
 def _can_ask(context: Context) -> bool:
