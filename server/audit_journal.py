@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from server.errors import ErrorCode, RookeryError
 from server.models import DecisionRecord
@@ -154,5 +155,8 @@ def retire(path: Path, *, whole: bool) -> None:
 
 
 def _line(entry: DecisionRecord) -> bytes:
-    # The json module, as pydantic's writer refuses lone surrogates, which a command may hold.
-    return json.dumps(entry.model_dump(mode="json"), separators=(",", ":")).encode() + b"\n"
+    try:
+        return entry.model_dump_json().encode() + b"\n"
+    except PydanticSerializationError:
+        # Lone surrogates, which a command may hold; the json module, which is slower, can write them.
+        return json.dumps(entry.model_dump(mode="json")).encode() + b"\n"
