@@ -13,6 +13,10 @@ from server.models import LedgerEntry
 PAUSES_S: Final = (0.05, 0.5)
 """Pauses between the attempts."""
 
+ENOUGH_S: Final = 30.0
+"""A write that failed only after so long is not tried again at once: an agent's end waits for it. It is tried before
+the grant's next request."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -39,11 +43,14 @@ class Recorder:
 
     async def record(self, grant: Grant, entry: LedgerEntry) -> None:
         """Write an entry, whatever is cancelled around. An entry that cannot be written closes the grant's door."""
+        began = anyio.current_time()
         with anyio.CancelScope(shield=True):
             await self._first(grant, entry)
             for pause in PAUSES_S:
                 if entry not in grant.unrecorded:
                     return
+                if anyio.current_time() - began > ENOUGH_S:
+                    break
                 await anyio.sleep(pause)
                 await self._again(grant, entry)
         if entry in grant.unrecorded:

@@ -375,6 +375,19 @@ async def test_without_a_ledger_no_further_request_passes_and_nothing_is_lost(mo
         assert [entry.session_id for entry in house.ledger.entries] == ["session-2", "session-1", "session-1"]
 
 
+async def test_a_write_that_failed_only_after_long_is_tried_again_with_the_next_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A store that hangs must not keep an agent from its end three times over."""
+    monkeypatch.setattr("server.gateway.recorder.ENOUGH_S", -1)
+    async with gateway_before(streams(WHOLE), ledger=MemoryLedger(failures_left=1)) as (house, _):
+        grant = house.grant()
+        assert (await post(house, grant)).status_code == 200
+        assert (house.ledger.attempts, house.ledger.entries) == (1, [])
+        assert (await post(house, grant)).status_code == 200
+        assert len(house.ledger.entries) == 2
+
+
 async def test_an_entry_that_waits_its_turn_to_be_written_holds_up_nothing_else() -> None:
     """A busy ledger is no broken one: what waits behind others is written once, and nobody is refused meanwhile."""
     free = anyio.Event()
