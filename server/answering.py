@@ -18,6 +18,7 @@ from server.models import (
     StopReason,
     TurnRecord,
 )
+from server.put_off import unfinished
 from server.services import Services
 
 log = structlog.get_logger(__name__)
@@ -74,13 +75,7 @@ class Answering:
         session = await store.session_for_server(session_id)
         if session.state is not SessionState.AWAITING_APPROVAL or session.owner is not None:
             return False
-        questions = await store.approvals(session.principal, session_id, pending=False)
-        waiting = [question for question in questions if question.turn == session.turn]
-        if waiting and all(question.status is ApprovalStatus.PENDING for question in waiting):
-            return False
-        results = await store.events(session_id, kinds=[EventKind.TOOL_RESULT], limit=1_000_000)
-        done = {event.data.get("id") for event in results}
-        waiting = [question for question in waiting if question.tool_use_id not in done]
+        waiting = await unfinished(store, session)
         answered = {ApprovalStatus.ALLOWED, ApprovalStatus.DENIED}
         if not any(question.status in answered for question in waiting):
             if waiting and all(question.status is ApprovalStatus.EXPIRED for question in waiting):

@@ -17,15 +17,14 @@ from server.files import WorkspaceFiles
 from server.history import CallHistory
 from server.hooks import Objection, PostToolUse, PreToolUse, Subject
 from server.models import Decider, DecisionRecord, EventKind, SessionRecord
+from server.put_off import PutOff, may_wait_together, next_up
 from server.services import Services
 from server.turns import bounded
 
 ONE_AT_A_TIME: Final = (
-    "Nobody has answered the question about this call yet, and only one call at once can wait for longer. The question "
+    "Nobody has answered the question about this call yet, and it cannot wait for longer beside another. The question "
     "stays open: make this call again by itself, with the same input to the letter, and the answer holds for it."
 )
-"""A CLI that starts again takes up one deferred call, forgets the others of the same moment, and asks the model at once
-(measured with 2.1.332)."""
 
 
 class SessionAuthority:
@@ -43,7 +42,8 @@ class SessionAuthority:
         self._files: WorkspaceFiles | None = None
         self._rewritten: dict[tuple[str, str], ToolRequest] = {}
         self._cwds: dict[str, str | None] = {}
-        self._put_off: str | None = None
+        self._put_off: dict[str, str] = {}
+        """Calls that were put off → their tools."""
         self._fault: str | None = None
 
     def look_at(self, files: WorkspaceFiles) -> None:
@@ -66,6 +66,14 @@ class SessionAuthority:
         """
         return await self._desk.has_unfinished()
 
+    async def next_up(self) -> PutOff | None:
+        """The call that the agent of a turn that goes on is to take up.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        return await next_up(self._store, self._session)
+
     @property
     def denials(self) -> int:
         """Calls denied in the present turn, each counted once."""
@@ -77,7 +85,7 @@ class SessionAuthority:
         self._denied = Counter(self._history.denied(turn))
         self._rewritten.clear()
         self._cwds.clear()
-        self._put_off = None
+        self._put_off.clear()
 
     async def close_questions(self) -> None:
         """The turn was stopped: what it asked is not asked any more.
@@ -120,8 +128,8 @@ class SessionAuthority:
         began = time.perf_counter_ns()
         request = self._rewritten.get((tool_use_id, request.digest), request)
         verdict = await self._desk.ask(request, tool_use_id, decision, self._turn)
-        if verdict.defer and deferrable and self._put_off in (None, tool_use_id):
-            self._put_off = tool_use_id
+        if verdict.defer and deferrable and may_wait_together([*self._put_off.values(), request.tool]):
+            self._put_off[tool_use_id] = request.tool
             return verdict
         if verdict.defer:
             verdict = await self._desk.set_aside(request, tool_use_id, ONE_AT_A_TIME)

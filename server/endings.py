@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import anyio
-from claude_agent_sdk import Message, ResultMessage
+from claude_agent_sdk import AssistantMessage, Message, ResultMessage
 
 from server.conclusions import Circumstances, Conclusion, conclude, refused
 from server.errors import ErrorCode, RookeryError
@@ -33,6 +33,11 @@ def is_foreign_result(message: Message, turn: OpenTurn | None) -> bool:
     return expects and bool(answered) and turn.message_id not in (answered or ())
 
 
+def is_refusal_of_ours(message: Message, turn: OpenTurn | None) -> bool:
+    """Whether it is no more than the CLI's word on a model request that was refused because further calls wait."""
+    return turn is not None and turn.holds_the_model and isinstance(message, AssistantMessage) and bool(message.error)
+
+
 async def ended_record(
     services: Services,
     session: SessionRecord,
@@ -56,6 +61,7 @@ async def ended_record(
             timed_out=turn.timed_out,
             overspent=turn.overspent,
             out_of_turns=turn.out_of_turns,
+            stopped_for_approval=turn.holds_the_model and turn.put_off is not None and turn.put_off.done,
             upstream=upstream,
             crash=turn.crash,
             schema_asked=session.output_schema is not None and turn.record.origin is TurnOrigin.PROMPT,

@@ -14,6 +14,7 @@ from opentelemetry.context import Context
 
 from server.errors import RookeryError
 from server.models import TurnRecord
+from server.put_off import PutOff
 from server.telemetry.turn_span import TurnSpan
 
 _PROMPTS: Final = uuid.UUID("5f7a8c1e-3d0b-4b57-9a52-9a6f3a3a1c5d")
@@ -94,6 +95,8 @@ class OpenTurn:
     span: TurnSpan
     resumed: bool = False
     """Taken up again after an approval: the agent needs no prompt."""
+    put_off: PutOff | None = None
+    """What the agent does first, where calls of it were put off."""
     leftover: bool = False
     """A call that an earlier turn put off comes again before the prompt is answered, and has a result of its own."""
     message_id: str = ""
@@ -128,6 +131,11 @@ class OpenTurn:
         """Interrupt it before it has begun."""
         self.interrupted = True
         self.called_off.set()
+
+    @property
+    def holds_the_model(self) -> bool:
+        """Whether the model is not to be asked, because further calls wait for their answers or their turn."""
+        return self.put_off is not None and self.put_off.others
 
     @property
     def stopped(self) -> bool:

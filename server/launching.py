@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import anyio
 from claude_agent_sdk import SessionStore
@@ -22,6 +22,7 @@ from server.gateway import Grant
 from server.hooks import PostToolUse
 from server.models import NOT_COPIED, EventKind, SessionRecord
 from server.policy_book import turns_of
+from server.put_off import naming_last
 from server.sandboxes.base import LastingProcess, LastingSandbox, Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
 from server.settings import Settings
@@ -96,17 +97,27 @@ def prepare_fresh(
 
 
 async def prepare_again(
-    services: Services, session: SessionRecord, sandbox: Sandbox, options: LaunchOptions, stack: AsyncExitStack
+    services: Services,
+    session: SessionRecord,
+    sandbox: Sandbox,
+    options: LaunchOptions,
+    stack: AsyncExitStack,
+    take_up: str | None = None,
 ) -> LiveAgent:
     """The agent of a session, with the conversation that the store has of it.
+
+    Args:
+        take_up: of several calls that were put off, the one that it is to take up.
 
     Raises:
         RookeryError: ``storage_unavailable``.
     """
     cuts = session.transcript_cuts
-    main = await services.store.transcript_prefix(session.id, cuts=cuts)
+    main: Sequence[Mapping[str, Any]] = await services.store.transcript_prefix(session.id, cuts=cuts)
     if not any(entry.get("type") in CONVERSATION for entry in main):
         return prepare_fresh(services, session.id, sandbox, options, stack)
+    if take_up is not None:
+        main = naming_last(main, take_up)
     files = transcript_files(session.id, main, await services.store.subagent_transcripts(session.id, cuts=cuts))
     return _prepare(services, session.id, sandbox, options, files, stack, resume=True)
 

@@ -51,12 +51,18 @@ class Placement:
             self.settled.set()
 
     async def agent_of(
-        self, session: SessionRecord, policy: Policy, sandbox: Sandbox, stack: AsyncExitStack
+        self,
+        session: SessionRecord,
+        policy: Policy,
+        sandbox: Sandbox,
+        stack: AsyncExitStack,
+        take_up: str | None = None,
     ) -> LiveAgent:
         """The warm agent, if the session got one that lives; else one that is to be started.
 
         Args:
             stack: ends the agent when it closes.
+            take_up: see :func:`server.launching.prepare_again`.
 
         Raises:
             RookeryError: ``storage_unavailable``.
@@ -71,7 +77,7 @@ class Placement:
             if warm.agent.alive:
                 return warm
         options = launch_options(session, policy, self._services.settings)
-        return await prepare_again(self._services, session, sandbox, options, stack)
+        return await prepare_again(self._services, session, sandbox, options, stack, take_up)
 
     async def close(self) -> None:
         """End a warm agent that nobody took over."""

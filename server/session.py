@@ -21,7 +21,7 @@ from server.authority import SessionAuthority
 from server.changes import Changes
 from server.conclusions import departure, failure_of, is_foreseen, start_failure
 from server.concurrency import background_tasks
-from server.errors import RookeryError
+from server.errors import ErrorCode, RookeryError
 from server.files import WorkspaceFiles
 from server.healing import heal_workspace
 from server.inbox import (
@@ -232,7 +232,12 @@ class SessionActor:
 
         async with background_tasks() as beside:
             beside.start_soon(checkpoint)
-            live = await self.placement.agent_of(self.session, self._turns.limits.policy, sandbox, stack)
+            up = await self._authority.next_up() if first.resumed else None
+            live = await self.placement.agent_of(
+                self.session, self._turns.limits.policy, sandbox, stack, None if up is None else up.call
+            )
+            if not live.agent.alive:
+                first.put_off = up
             await self._authority.restore()
             if not first.resumed:
                 first.leftover = await self._authority.owes_a_call()
@@ -255,7 +260,7 @@ class SessionActor:
     def _take_over(self, live: LiveAgent) -> None:
         """Make an agent this session's, before it runs: one that resumes asks for its deferred call at once."""
         session = self.session
-        live.grant.terms = lambda: self._services.policy_of(session)
+        live.grant.terms = self._terms
         live.grant.tell = self._hear_gateway
         live.grant.bind(session_id=session.id, root_id=session.root_id, principal=session.principal)
         live.gate.authority = self._authority
@@ -264,6 +269,16 @@ class SessionActor:
         if live.outlet is not None:
             live.outlet.allow(lambda: self._services.policy_of(session).egress, self._tell)
         self._turns.take_over(live.agent, live.grant)
+
+    def _terms(self) -> Policy:
+        """What the gateway holds the agent's model requests to.
+
+        Raises:
+            RookeryError: ``policy_denied``: none may be made now; ``invalid_argument``: the policy cannot be read.
+        """
+        if self._turns.open is not None and self._turns.open.holds_the_model:
+            raise RookeryError(ErrorCode.POLICY_DENIED, "Other calls of the same moment are to be done first.")
+        return self._services.policy_of(self.session)
 
     def _hear_gateway(self, data: Mapping[str, Any]) -> None:
         """Take what the gateway says of the agent's requests; it is lost when too much waits already."""

@@ -18,7 +18,7 @@ from server.agent.agent import Agent
 from server.authority import SessionAuthority
 from server.conclusions import departure
 from server.direct import book, is_direct, is_spent
-from server.endings import ended_record, is_foreign_result, write_end
+from server.endings import ended_record, is_foreign_result, is_refusal_of_ours, write_end
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Grant, classify
 from server.inbox import Leave, OpenTurn, StartTurn, message_id_of
@@ -141,9 +141,12 @@ class TurnRunner:
         entries: list[Entry] = []
         if self._is_waking(message):
             await self._begin_background()
-        if is_foreign_result(message, self.open):
+        if is_foreign_result(message, self.open) or is_refusal_of_ours(message, self.open):
             return
         entries.extend(self._tracker.feed(message))
+        if self.open is not None and self.open.put_off is not None:
+            done = {data["id"] for kind, data in entries if kind is EventKind.TOOL_RESULT}
+            self.open.put_off.done = self.open.put_off.done or self.open.put_off.call in done
         position = None if self._agent is None else self._agent.position_of(message)
         if position is not None:
             self._heard = position
@@ -308,7 +311,8 @@ class TurnRunner:
     async def _conclude(self) -> None:
         """End the turn; but where the model API failed, go on with it in a while, as far as that is worth it."""
         turn, result, grant = self.open, self._tracker.result, self._grant
-        if turn is None or result is None or grant is None or not result.is_error or self.leaving is not None:
+        over = result is None or not result.is_error or self.leaving is not None
+        if over or turn is None or grant is None or turn.holds_the_model:
             await self.finish()
             return
         with anyio.move_on_after(LEDGER_GRACE_S):

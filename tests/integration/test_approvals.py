@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from policies import Decision, ToolRequest
-from server.agent.permissions import Verdict
-from server.authority import SessionAuthority
 from server.errors import ErrorCode, RookeryError
-from server.models import Outcome, PendingApproval, SessionState, StopReason
-from tests.house import ME, bash, go_on, open_house, settled, spawn, until
+from server.models import EventKind, Outcome, PendingApproval, SessionState, StopReason
+from tests.house import ME, bash, events, go_on, open_house, settled, spawn, until
 
 pytestmark = pytest.mark.providers
 
@@ -123,8 +121,64 @@ def asleep(outcome: Outcome) -> bool:
     return outcome.stop_reason is StopReason.AWAITING_APPROVAL
 
 
-async def test_calls_that_nobody_answers_each_keep_their_question_over_a_restart_and_run_once(tmp_path: Path) -> None:
-    """One waits in the agent; the agent makes the other again, and that one's answer holds for it."""
+THREE = [*BOTH[:2], {**bash("touch three"), "parallel": True}, BOTH[2]]
+
+
+async def test_calls_that_nobody_answers_each_wait_over_a_restart_and_run_once_after_their_answer(
+    tmp_path: Path,
+) -> None:
+    home, policies = tmp_path / "home", policy_dir(tmp_path)
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        session_id = await spawn(registry, THREE, policy="asking")
+        requests = (await until(registry, session_id, asleep)).cost.requests
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        pending = (await until(registry, session_id, asked)).pending_approvals
+        assert [one.summary for one in pending] == ["Bash: touch one", "Bash: touch two", "Bash: touch three"]
+        one, two, three = pending
+        await registry.answer_approval(ME, two.approval_id, allow=True)
+        outcome = await until(registry, session_id, lambda now: asleep(now) and now.changed_files == ("two",))
+        assert outcome.pending_approvals == (one, three)
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        await registry.answer_approval(ME, three.approval_id, allow=False, note="not this one")
+        await until(registry, session_id, lambda now: asleep(now) and now.denials == 1)
+        # The model is not asked before all calls are done, and hears nothing of that.
+        assert (await registry.outcome(ME, session_id)).cost.requests == requests
+        await registry.answer_approval(ME, one.approval_id, allow=True)
+        outcome = await settled(registry, session_id)
+        assert (outcome.stop_reason, outcome.turn, outcome.denials) == (StopReason.END_TURN, 1, 1)
+        assert outcome.changed_files == ("one", "two")
+        assert len(outcome.text.splitlines()) == 3
+        assert "not this one" in outcome.text
+        assert outcome.cost.requests == requests + 1
+        texts = [event.data["text"] for event in await events(registry, session_id) if event.kind is EventKind.TEXT]
+        assert texts == [outcome.text]
+
+
+async def test_calls_that_are_answered_together_run_one_after_the_other_and_an_expired_one_is_denied(
+    tmp_path: Path,
+) -> None:
+    home, policies = tmp_path / "home", policy_dir(tmp_path)
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        session_id = await spawn(registry, THREE, policy="asking")
+        one, two, three = (await until(registry, session_id, asleep)).pending_approvals
+    with sqlite3.connect(home / "rookery.db") as database:
+        database.execute("UPDATE approvals SET expires_at = created_at WHERE id = ?", [one.approval_id])
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        await registry._services.store.expire_approvals()
+        for answered in (three, two):
+            await registry.answer_approval(ME, answered.approval_id, allow=True, wake=answered is two)
+        outcome = await settled(registry, session_id)
+        assert (outcome.stop_reason, outcome.turn, outcome.denials) == (StopReason.END_TURN, 1, 1)
+        assert outcome.changed_files == ("three", "two")
+        assert len(outcome.text.splitlines()) == 3
+        assert "approval_expired" in outcome.text
+
+
+async def test_a_call_that_cannot_wait_beside_another_keeps_its_question_for_the_same_call_made_again_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one of a tool that asks the model itself."""
+    monkeypatch.setattr("server.put_off.QUIET", frozenset())
     home, policies = tmp_path / "home", policy_dir(tmp_path)
     steps = [BOTH[0], BOTH[1], bash("echo again; touch two"), BOTH[1], bash("rm two"), BOTH[1], BOTH[2]]
     steps = [{**step, "parallel": number == 1} if "tool" in step else step for number, step in enumerate(steps)]
@@ -153,7 +207,10 @@ async def test_calls_that_nobody_answers_each_keep_their_question_over_a_restart
         assert len(ran) == len(set(ran))
 
 
-async def test_a_question_that_was_set_aside_sleeps_again_with_the_call_that_is_made_again(tmp_path: Path) -> None:
+async def test_a_question_that_was_set_aside_sleeps_again_with_the_call_that_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.put_off.QUIET", frozenset())
     home, policies = tmp_path / "home", policy_dir(tmp_path)
     async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
         session_id = await spawn(registry, [*BOTH[:2], bash("touch two"), BOTH[2]], policy="asking")
@@ -171,14 +228,12 @@ async def test_a_question_that_was_set_aside_sleeps_again_with_the_call_that_is_
 async def test_the_cli_takes_up_one_deferred_call_alone_and_asks_the_model_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Why calls are set aside. Once this fails, a newer CLI may wait with several calls by itself."""
+    """Why it is started once for each call. When this fails, a newer CLI may take up several calls by itself."""
 
-    async def defer_all(
-        self: SessionAuthority, request: ToolRequest, call: str, decision: Decision, *, deferrable: bool = True
-    ) -> Verdict:
-        return await self._desk.ask(request, call, decision, self._turn)
+    async def nothing(*_: object) -> None:
+        return None
 
-    monkeypatch.setattr(SessionAuthority, "ask", defer_all)
+    monkeypatch.setattr("server.authority.next_up", nothing)
     async with open_house(tmp_path / "home", policy_dir=policy_dir(tmp_path), approval_hot_s=0.3) as registry:
         session_id = await spawn(registry, BOTH, policy="asking")
         outcome = await until(registry, session_id, asleep)

@@ -1,0 +1,82 @@
+"""Several calls of one moment that were put off: each waits over the sleep, and runs once after its answer.
+
+A CLI that starts again takes up the last call in its transcript that was put off, forgets the others, and asks the
+model at once (tried with 2.1.332). So it is started once for each call: the transcript that it is given names that call
+last, and its model requests are refused as long as further calls wait. The branch that the refusal leaves in the
+transcript is dead, as the next call's result hangs on the call; after the last call the model sees all results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from server.models import ApprovalRecord, ApprovalStatus, EventKind, SessionRecord
+from server.store import Store
+
+QUIET: Final = frozenset({"Bash", "Read", "Write", "Edit", "NotebookEdit", "Glob", "Grep"})
+"""Tools that never ask the model themselves, so that they run while its requests are refused."""
+
+
+@dataclass
+class PutOff:
+    """What an agent that starts again is to do.
+
+    Args:
+        call: the call that it takes up.
+        others: whether further calls wait, so that the model is not to be asked after this one.
+    """
+
+    call: str
+    others: bool
+    done: bool = False
+    """Whether the call has a result."""
+
+
+def may_wait_together(tools: Sequence[str]) -> bool:
+    """Whether calls of these tools can be put off at the same moment."""
+    return len(tools) < 2 or QUIET.issuperset(tools)
+
+
+async def unfinished(store: Store, session: SessionRecord) -> list[ApprovalRecord]:
+    """The questions of a session's latest turn whose calls wait in the agent, oldest first.
+
+    Raises:
+        RookeryError: ``storage_unavailable``.
+    """
+    questions = await store.approvals(session.principal, session.id, pending=False)
+    results = await store.events(session.id, kinds=[EventKind.TOOL_RESULT], limit=1_000_000)
+    done = {event.data.get("id") for event in results}
+    return [one for one in questions if one.turn == session.turn and one.tool_use_id not in done]
+
+
+async def next_up(store: Store, session: SessionRecord) -> PutOff | None:
+    """The call that the agent of a turn that goes on is to take up; None where none was answered.
+
+    One that expired comes before those that a person answered: after these the turn goes on.
+
+    Raises:
+        RookeryError: ``storage_unavailable``.
+    """
+    waiting = await unfinished(store, session)
+    ready = [one for one in waiting if one.status is not ApprovalStatus.PENDING]
+    if not ready:
+        return None
+    chosen = min(ready, key=lambda one: one.status is not ApprovalStatus.EXPIRED)
+    return PutOff(chosen.tool_use_id, others=len(waiting) > 1)
+
+
+def naming_last(entries: Sequence[Mapping[str, Any]], call: str) -> list[Mapping[str, Any]]:
+    """A transcript by which the CLI takes up this call, of all that were put off."""
+    named = [entry for entry in entries if _puts_off(entry, call)]
+    return [*(entry for entry in entries if not _puts_off(entry, call)), *named]
+
+
+def _puts_off(entry: Mapping[str, Any], call: str) -> bool:
+    attachment = entry.get("attachment")
+    return (
+        isinstance(attachment, Mapping)
+        and attachment.get("type") == "hook_deferred_tool"
+        and attachment.get("toolUseID") == call
+    )
