@@ -40,7 +40,8 @@ def test_the_sample_names_phases_that_there_are() -> None:
 @pytest.mark.parametrize("victim", ["claude", "bwrap"])
 async def test_a_killed_agent_is_an_error_of_its_turn_and_the_session_goes_on(tmp_path: Path, victim: str) -> None:
     async with open_house(tmp_path) as registry:
-        session_id = await spawn(registry, [{"text": "thinking"}, bash("echo kept > kept; tail -f /dev/null")])
+        keep = "echo kept > new; mv new kept; tail -f /dev/null"
+        session_id = await spawn(registry, [{"text": "thinking"}, bash(keep)])
         await seen(registry, session_id, EventKind.TOOL_CALL)
         with anyio.fail_after(20):
             while not (tmp_path / "sandboxes" / session_id / "workspace" / "kept").exists():
