@@ -15,7 +15,7 @@ import anyio
 import anyio.lowlevel
 import structlog
 
-from server.errors import RookeryError
+from server.errors import ErrorCode, RookeryError
 from server.gateway.account import Account, Books
 from server.gateway.admission import Admission
 from server.gateway.client import Answer, BrokenOffError, SilentError, UnreachableError, UpstreamClient
@@ -130,12 +130,14 @@ class Exchange:
         """The policy in force.
 
         Raises:
-            Refusal: there is none, or it cannot be read: nothing passes then.
+            Refusal: there is none, it cannot be read, or it lets nothing pass now.
         """
         try:
             if self._grant.terms is not None:
                 return self._grant.terms()
         except RookeryError as error:
+            if error.code is ErrorCode.POLICY_DENIED:
+                raise forbidden(error.message) from error
             _log.warning("policy_not_read", session_id=self._binding.session_id, error=str(error))
         raise forbidden("The policy of this session cannot be read, so no request is made.")
 
