@@ -47,14 +47,17 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; one that comes after the body is dropped, for the request was judged without it."""
+        """Keep a header, without the blanks around its value, which are none of it (RFC 9110, section 5.5).
+
+        One that comes after the body is dropped, for the request was judged without it.
+        """
         if not self._in_head:
             return
         self._head += len(name) + len(value)
         if self._head > self.max_head:
             # The parser ends, and uvicorn answers as to any other request that is none.
             raise ValueError("the head is too large")
-        super().on_header(name, value)
+        super().on_header(name, value.strip(b" \t"))
 
     def on_headers_complete(self) -> None:
         """The head is there. Its target is passed on as it is written, whose host and fragment uvicorn drops."""

@@ -481,6 +481,16 @@ async def test_g02_what_frames_a_body_is_bounded_by_the_body(flood: bytes) -> No
         assert not fake.seen
 
 
+async def test_g01_blanks_around_a_headers_value_are_none_of_it() -> None:
+    """Row G01: RFC 9110, section 5.5."""
+    async with gateway_before(replies(200, ANSWER)) as (house, fake):
+        body = json.dumps(request()).encode()
+        lines = (f"content-length: {len(body)}", "anthropic-version: \t 2024-01-02 \t ")
+        answer = await raw(house.socket, message(house.grant().token + "  ", body, *lines))
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert fake.seen[0].headers["anthropic-version"] == "2024-01-02"
+
+
 async def test_g01_a_trailer_is_no_header() -> None:
     """Row G01: a request is judged by its head; what follows its body changes nothing."""
     async with gateway_before(replies(200, ANSWER)) as (house, fake):
