@@ -19,8 +19,8 @@ Values = Mapping[str, Any]
 
 _NONE: Final[Values] = {}
 
-
 _named: Any = namedtuple
+"""Under a name of its own: the type checker takes names of columns only where they are written down."""
 
 
 class AnyRow(Protocol):
