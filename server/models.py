@@ -171,6 +171,34 @@ class SandboxTime(Record):
     nano_usd: int = Field(ge=0)
 
 
+class RunningSandbox(Record):
+    """A session's sandbox that runs, and what its next line in the ledger will say."""
+
+    session_id: str
+    line_id: str = Field(description="the id of its next line, so that whoever writes that writes it once")
+    owner: str = Field(description="the server that meters it")
+    principal: str
+    root_id: str
+    kind: str = Field(description="the provider")
+    since: datetime = Field(description="where its next line begins")
+    nano_usd_per_s: int = Field(ge=0)
+    lasts_s: int = Field(ge=0, description="how long it runs on, and costs, without its server")
+
+    def line(self, ended_at: datetime, milliseconds: int) -> SandboxTime:
+        """The line for the stretch that ended."""
+        return SandboxTime(
+            id=self.line_id,
+            principal=self.principal,
+            session_id=self.session_id,
+            root_id=self.root_id,
+            kind=self.kind,
+            started_at=self.since,
+            ended_at=ended_at,
+            milliseconds=milliseconds,
+            nano_usd=-(-milliseconds * self.nano_usd_per_s // 1000),
+        )
+
+
 class NotCopied(Record):
     """What a copied directory holds and the workspace does not: pipes, sockets, devices, what changed meanwhile."""
 

@@ -191,12 +191,11 @@ class SessionActor:
             assert first is not None
             try:
                 with first.span.current():
-                    agent = await self._wake(stack, first)
+                    agent = await self._wake(tasks, stack, first)
             except (RookeryError, ClaudeSDKError, TimeoutError, OSError, ExceptionGroup) as error:
                 first.crash = start_failure(error)
                 return
             tasks.start_soon(self._listen, agent)
-            tasks.start_soon(self._meter.serve)
             await turns.begin()
             while turns.leaving is None or turns.open is not None:
                 await turns.keep_limits()
@@ -215,10 +214,11 @@ class SessionActor:
         elif not self._receive.statistics().current_buffer_used:
             self._turns.leaving = Leave.HIBERNATE
 
-    async def _wake(self, stack: AsyncExitStack, first: OpenTurn) -> Agent:
+    async def _wake(self, tasks: TaskGroup, stack: AsyncExitStack, first: OpenTurn) -> Agent:
         """Bring the sandbox and the agent up, and take the turn's checkpoint meanwhile."""
         sandbox = await self.placement.sandbox_of(self.session)
         self._meter.start()
+        tasks.start_soon(self._meter.serve)
         await heal_workspace(self._services, self.session, self._services.files(self.session.id, sandbox))
         # Of their own, as what was certain of the files ends with the agent's start.
         self._files = files = self._services.files(self.session.id, sandbox)

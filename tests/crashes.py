@@ -218,7 +218,9 @@ async def _check_money(registry: Registry, home: Path, promises: Promises, liste
     if not any(outcome.state.is_busy for outcome in (await _sessions(registry)).values()):
         with sqlite3.connect(home / "rookery.db") as database:
             (open_claims,) = database.execute("SELECT count(*) FROM reservations").fetchone()
-        assert open_claims == 0
+            lost = "SELECT count(*) FROM running_sandboxes WHERE owner NOT IN (SELECT id FROM servers)"
+            (unwritten,) = database.execute(lost).fetchone()
+        assert (open_claims, unwritten) == (0, 0)
 
 
 def _check_audit(home: Path) -> None:

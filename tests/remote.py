@@ -25,15 +25,20 @@ _FORKS.set_forkserver_preload(["tests.remote"])
 
 
 class RemoteHouse:
-    """Calls of a registry, carried out in another process."""
+    """Calls of a registry, carried out in another process.
 
-    def __init__(self, home: Path) -> None:
+    Args:
+        overrides: settings of the house, beside those of :func:`tests.house.settings_for`.
+    """
+
+    def __init__(self, home: Path, **overrides: Any) -> None:
         self._home = home
+        self._overrides = overrides
         self._start()
 
     def _start(self) -> None:
         self._connection, theirs = _FORKS.Pipe()
-        self._process = _FORKS.Process(target=_serve, args=(str(self._home), theirs), daemon=True)
+        self._process = _FORKS.Process(target=_serve, args=(str(self._home), self._overrides, theirs), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -120,14 +125,14 @@ CALLS: Final[dict[str, Callable[..., Awaitable[Any]]]] = {
 }
 
 
-def _serve(home: str, connection: Connection) -> None:
+def _serve(home: str, overrides: dict[str, Any], connection: Connection) -> None:
     # Beside its home, so that the last one, which nobody sweeps after, leaves nothing elsewhere.
     tempfile.tempdir = str(Path(home).parent)
-    anyio.run(_serve_calls, Path(home), connection)
+    anyio.run(_serve_calls, Path(home), overrides, connection)
 
 
-async def _serve_calls(home: Path, connection: Connection) -> None:
-    async with open_house(home) as registry:
+async def _serve_calls(home: Path, overrides: dict[str, Any], connection: Connection) -> None:
+    async with open_house(home, **overrides) as registry:
         while True:
             call, arguments = await anyio.to_thread.run_sync(connection.recv)
             try:

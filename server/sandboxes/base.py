@@ -40,6 +40,8 @@ class Capabilities:
     """The provider itself can copy a sandbox."""
     survives_host: bool = False
     """The agent process lives on when our server dies, and ``attach`` finds it again."""
+    lasts_s: int = 0
+    """How long a sandbox runs on, and costs, when our server dies, in seconds."""
     host_workspace: bool = False
     """``Sandbox.workspace`` is a directory of this machine."""
 

@@ -12,11 +12,12 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, case, func, literal, or_, select
 
-from server.models import NANO_USD, Cost, LedgerEntry, SandboxTime
+from server.models import NANO_USD, Cost, LedgerEntry, RunningSandbox, SandboxTime
 from server.store.budgets import charge, lost_entry, settle
 from server.store.database import insert_for
 from server.store.prepared import AnyRow, Prepared
 from server.store.room import Room
+from server.store.running_sandboxes import enter, lost_lines, move_on
 from server.store.tables import SUMS, cost_totals, ledger, principal_totals, reservations, sandbox_time, servers
 
 SANDBOX: Final = "sandbox"
@@ -44,20 +45,41 @@ class Ledger(Room):
         for session_id in await self._database.write(_record, entry):
             self._changed(session_id)
 
-    async def record_sandbox_time(self, line: SandboxTime) -> None:
-        """Write a stretch of time that a sandbox ran. An id that was written before changes nothing.
+    async def enter_sandbox(self, sandbox: RunningSandbox) -> None:
+        """Enter a sandbox that runs from now on: if its server dies, others write the line that is missing then.
+
+        What an earlier server of the session left unwritten is charged up to now. One that was entered stays as it is.
 
         Raises:
             RookeryError: ``storage_unavailable``.
         """
-        for session_id in await self._database.write(_record_sandbox, line):
+        for session_id in await self._database.write(_enter_sandbox, sandbox):
             self._changed(session_id)
 
+    async def record_sandbox_time(self, line: SandboxTime, then: RunningSandbox | None = None) -> bool:
+        """Write a stretch of time that a sandbox ran. An id that was written before changes nothing.
+
+        Args:
+            then: how the sandbox runs on; None: it ran until now.
+
+        Returns:
+            False where it was not entered with this line any more, as when others took its server for dead.
+
+        Raises:
+            RookeryError: ``storage_unavailable``.
+        """
+        changed, entered = await self._database.write(_record_stretch, line, then)
+        for session_id in changed:
+            self._changed(session_id)
+        return entered
+
     async def charge_lost(self, dead: Iterable[str]) -> int:
-        """Charge what dead servers had reserved for requests under way; how many requests.
+        """Charge what dead servers had reserved for requests under way, and the time of their sandboxes that they did
+        not come to write; how many lines that made.
 
         A server that was never entered, or was struck off, counts as dead too. Nobody knows how far the requests came,
-        so each is charged in full and marked as estimated (row B04).
+        so each is charged in full and marked as estimated (row B04). Sandboxes are charged up to the last heartbeat,
+        and those that outlive their server until they stopped (:mod:`server.store.running_sandboxes`).
 
         Raises:
             RookeryError: ``storage_unavailable``.
@@ -121,14 +143,15 @@ def _charge_lost(connection: Connection, dead: list[str], at: datetime) -> list[
         entry = lost_entry(connection, reservation_id, at)
         if entry is not None and _record(connection, entry):
             charged.append(entry.session_id)
-    return charged
+    lines = lost_lines(connection, dead, at)
+    return charged + [line.session_id for line in lines if _record_sandbox(connection, line)]
 
 
 def _record(connection: Connection, entry: LedgerEntry) -> list[str]:
     """Write an entry, its sums, and settle its reservation; the sessions that changed, none if it was there."""
     values = {name: value for name, value in dict(entry).items() if name != "usage"}
     values |= {name: getattr(entry.usage, name) for name in _TOKENS}
-    if _new_entry(connection.dialect.name).first(connection, values) is None:
+    if _new_entry(connection.dialect.name, ledger).first(connection, values) is None:
         return []
     added = dict.fromkeys(SUMS, 0) | {
         "nano_usd": entry.nano_usd or 0,
@@ -156,8 +179,7 @@ def _add_up(connection: Connection, line: LedgerEntry | SandboxTime, model: str,
 
 def _record_sandbox(connection: Connection, line: SandboxTime) -> list[str]:
     """Write a sandbox's line, its sums, and charge it; the sessions that changed, none if it was there."""
-    statement = insert_for(connection.dialect.name, sandbox_time).on_conflict_do_nothing(index_elements=["id"])
-    if connection.execute(statement.returning(sandbox_time.c.id), dict(line)).first() is None:
+    if _new_entry(connection.dialect.name, sandbox_time).first(connection, dict(line)) is None:
         return []
     cost = {"nano_usd": line.nano_usd, "sandbox_nano_usd": line.nano_usd, "sandbox_ms": line.milliseconds}
     _add_up(connection, line, f"{SANDBOX} {line.kind}", dict.fromkeys(SUMS, 0) | cost)
@@ -166,10 +188,23 @@ def _record_sandbox(connection: Connection, line: SandboxTime) -> list[str]:
     return [line.session_id, *warned]
 
 
+def _enter_sandbox(connection: Connection, sandbox: RunningSandbox) -> list[str]:
+    """Enter a sandbox, and charge what was left of it; the sessions that changed."""
+    line = enter(connection, sandbox)
+    return [] if line is None else _record_sandbox(connection, line)
+
+
+def _record_stretch(connection: Connection, line: SandboxTime, then: RunningSandbox | None) -> tuple[list[str], bool]:
+    """Write a line, and go on to the next; the sessions that changed, and whether the sandbox was entered."""
+    # The row first, which is what others wait for that want to write the same line.
+    entered = move_on(connection, line, then)
+    return _record_sandbox(connection, line), entered
+
+
 @cache
-def _new_entry(dialect: str) -> Prepared:
+def _new_entry(dialect: str, table: Table) -> Prepared:
     """Writes an entry unless it is there."""
-    return Prepared(insert_for(dialect, ledger).on_conflict_do_nothing(index_elements=["id"]).returning(ledger.c.id))
+    return Prepared(insert_for(dialect, table).on_conflict_do_nothing(index_elements=["id"]).returning(table.c.id))
 
 
 @cache

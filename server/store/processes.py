@@ -80,7 +80,7 @@ class Processes(Room):
         return found
 
 
-def _moment(connection: Connection, at: datetime) -> datetime:
+def moment(connection: Connection, at: datetime) -> datetime:
     """Now, by one clock for all hosts that share the database: its own. SQLite is on this host and has no other."""
     if connection.dialect.name == "sqlite":
         return at
@@ -89,19 +89,19 @@ def _moment(connection: Connection, at: datetime) -> datetime:
 
 
 def _register(connection: Connection, server_id: str, pid: int, host: str, at: datetime) -> ServerRecord:
-    now = _moment(connection, at)
+    now = moment(connection, at)
     server = ServerRecord(id=server_id, pid=pid, host=host, started_at=now, heartbeat_at=now)
     connection.execute(insert(servers).values(server.model_dump(exclude={"silent_for"})))
     return server
 
 
 def _beat(connection: Connection, server_id: str, at: datetime) -> bool:
-    query = update(servers).where(servers.c.id == server_id).values(heartbeat_at=_moment(connection, at))
+    query = update(servers).where(servers.c.id == server_id).values(heartbeat_at=moment(connection, at))
     return changed_one(connection, query)
 
 
 def _servers(connection: Connection, at: datetime) -> list[ServerRecord]:
-    now = _moment(connection, at)
+    now = moment(connection, at)
     rows = connection.execute(select(servers).order_by(servers.c.started_at, servers.c.id)).all()
     return [ServerRecord(**row._mapping, silent_for=now - row.heartbeat_at) for row in rows]
 

@@ -29,7 +29,7 @@ from sqlalchemy import (
 
 from server.store.columns import Json, UtcTime, Words
 
-SCHEMA_REVISION: Final = "0007"
+SCHEMA_REVISION: Final = "0008"
 """The newest migration. A store of this revision is opened without importing Alembic."""
 
 metadata: Final = MetaData(
@@ -205,6 +205,23 @@ sandbox_time = Table(
     Index(None, "session_id"),
 )
 """The ledger's lines for sandboxes: one for each stretch of time that a session had one running."""
+
+running_sandboxes = Table(
+    "running_sandboxes",
+    metadata,
+    Column("session_id", String, primary_key=True),
+    Column("line_id", String, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("principal", Words, nullable=False),
+    Column("root_id", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("since", UtcTime, nullable=False),
+    Column("nano_usd_per_s", BigInteger, nullable=False),
+    Column("lasts_s", BigInteger, nullable=False),
+    Column("ends_by", UtcTime),
+)
+"""Sandboxes whose time is being metered; ``since`` and ``line_id`` move on in the transaction that writes a line, and
+the row goes with the last one. ``ends_by``, once the server is dead: the latest moment until which it is charged."""
 
 SUMS: Final = (
     "nano_usd",

@@ -17,10 +17,11 @@ from server.gateway.listener import unix_listener
 from server.gateway.scripted import prompt_with
 from server.leases import Leases
 from server.models import EventKind, SessionState, StopReason
-from server.requests import ListRequest
+from server.requests import CostRequest, ListRequest
 from server.sandboxes.base import SandboxSpec
 from tests.crashes import Promises, crash_and_check, kill_one, temporary_directory
 from tests.house import ME, bash, go_on, open_house, run, say, seen, settled, spawn
+from tests.metering import long_unwritten, stretches, unwritten
 from tests.remote import RemoteHouse
 from tests.workload import PHASES
 
@@ -170,6 +171,28 @@ async def test_the_decision_on_a_call_that_runs_outlives_a_server_that_is_killed
     async with open_house(home) as registry:
         (row,) = await registry.decisions(ME)
         assert (row.session_id, row.tool, row.decision) == (session_id, "Bash", "allow")
+
+
+async def test_time_in_the_sandbox_of_a_killed_server_is_charged_up_to_its_last_heartbeat_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    home = tmp_path / "home"
+    house = RemoteHouse(home, sandbox_usd_per_s=0.01)
+    try:
+        session_id = await anyio.to_thread.run_sync(house.ask, "spawn", [bash("tail -f /dev/null")])
+        await long_unwritten(home, session_id)
+    finally:
+        house.kill()
+    since, lost = unwritten(home, session_id)
+    assert stretches(home, session_id) == []
+    # Neither who comes next nor who comes after needs to know the price.
+    for _ in range(2):
+        async with open_house(home) as registry:
+            assert (await registry.outcome(ME, session_id)).stop_reason is StopReason.INTERRUPTED
+            total = (await registry.costs(ME, CostRequest(session_id=session_id))).total
+            assert total.sandbox_seconds == pytest.approx(lost.total_seconds(), abs=0.002)
+            assert total.sandbox_usd == pytest.approx(total.sandbox_seconds * 0.01)
+    [(start, _, _)] = stretches(home, session_id)
+    assert start == since
 
 
 async def test_a_decision_is_in_the_audit_once_though_its_server_is_killed_right_after_it_wrote_it(

@@ -21,6 +21,7 @@ from server.registry import Registry
 from server.requests import CostRequest
 from tests.e2b_cloud.handle import E2BCloud
 from tests.house import ME, bash, events, open_house, run, settled
+from tests.metering import long_unwritten, stretches, unwritten
 from tests.providers import settings_on
 
 pytestmark = pytest.mark.e2b
@@ -45,9 +46,13 @@ def environment(e2b_cloud: E2BCloud, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def victim(home: Path, cloud: E2BCloud, steps: Sequence[dict[str, Any]] | None) -> Iterator[str]:
-    """A server, killed at the end; the line that it prints when it is ready: with steps, the session's id."""
-    command = [sys.executable, "-m", "tests.e2b_victim", str(home), json.dumps(settings_on(cloud))]
+def victim(home: Path, cloud: E2BCloud, steps: Sequence[dict[str, Any]] | None, **more: Any) -> Iterator[str]:
+    """A server, killed at the end; the line that it prints when it is ready: with steps, the session's id.
+
+    Args:
+        more: settings beside those of the kind.
+    """
+    command = [sys.executable, "-m", "tests.e2b_victim", str(home), json.dumps(settings_on(cloud) | more)]
     if steps is not None:
         command.append(json.dumps(steps))
     server = subprocess.Popen(
@@ -140,6 +145,31 @@ async def test_a_turn_goes_on_when_its_server_was_killed(tmp_path: Path, e2b_clo
         assert e2b_cloud.living() == identity
         undisturbed = [STEPS[0], bash("seq 1 50; touch started; seq 51 100"), *STEPS[2:]]
         await check(registry, e2b_cloud, session_id, undisturbed, 3)
+
+
+async def test_time_of_a_sandbox_whose_agent_is_taken_over_is_charged_without_gap_or_overlap(
+    tmp_path: Path, e2b_cloud: E2BCloud
+) -> None:
+    home, price = tmp_path / "home", {"sandbox_usd_per_s": 0.01}
+    with victim(home, e2b_cloud, STEPS, **price) as session_id:
+        await long_unwritten(home, session_id)
+    since, heard_for = unwritten(home, session_id)
+    assert since is not None
+    assert stretches(home, session_id) == []
+    async with open_house(home, **settings_on(e2b_cloud), **price) as registry:
+        with anyio.fail_after(PATIENCE_S):
+            while not (await registry.get(ME, session_id)).resident:
+                await anyio.sleep(0.05)
+        (workspace_of(e2b_cloud) / "go").touch()
+        assert (await settled(registry, session_id)).stop_reason is StopReason.END_TURN
+        await registry.end(ME, session_id, delete=False)
+        lost, *own = stretches(home, session_id)
+        # The sandbox ran on, and cost, after its server was gone.
+        assert lost[1] > lost[0] + heard_for
+        assert [start for start, _, _ in (lost, *own)] == [since, *(end for _, end, _ in (lost, *own))][:-1]
+        ran = (await registry.costs(ME, CostRequest(session_id=session_id))).total.sandbox_seconds
+        assert ran == pytest.approx((own[-1][1] - since).total_seconds(), abs=0.1)
+        assert unwritten(home, session_id)[0] is None
 
 
 KILLS = int(os.environ.get("ROOKERY_TEST_E2B_KILLS", "3"))

@@ -27,11 +27,11 @@ class E2BProvider:
     """A :class:`~server.sandboxes.base.SandboxProvider` for one E2B account. Made by :func:`open_e2b`."""
 
     name = KIND
-    # Forks are made from checkpoints, as everywhere: E2B's own would copy a frozen agent with its half-open requests
-    # and its token, and could only be made of the present.
-    capabilities = Capabilities(pause=True, native_fork=False, survives_host=True)
 
     def __init__(self, options: E2BOptions, tasks: TaskGroup) -> None:
+        # Forks are made from checkpoints, as everywhere: E2B's own would copy a frozen agent with its half-open
+        # requests and its token, and could only be made of the present.
+        self.capabilities = Capabilities(pause=True, native_fork=False, survives_host=True, lasts_s=options.timeout_s)
         self._options = options
         self._tasks = tasks
         self._cloud = Cloud(options)

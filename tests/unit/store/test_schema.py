@@ -23,6 +23,8 @@ from server.models import (
     Command,
     Event,
     LedgerEntry,
+    RunningSandbox,
+    SandboxTime,
     ServerRecord,
     SessionRecord,
     TurnRecord,
@@ -91,6 +93,8 @@ async def test_the_newest_migration_is_the_one_that_the_code_knows(url: str) -> 
         (tables.checkpoints, CheckpointRecord, set(), set()),
         (tables.servers, ServerRecord, set(), {"silent_for"}),
         (tables.ledger, LedgerEntry, set(Usage.model_fields), {"usage"}),
+        (tables.sandbox_time, SandboxTime, set(), set()),
+        (tables.running_sandboxes, RunningSandbox, {"ends_by"}, set()),
         (tables.commands, Command, {"number", "taken_by", "taken_at", "finished_at", "result"}, set()),
     ],
 )
