@@ -378,7 +378,11 @@ class Registry(SessionReader):
     async def _heartbeat(self) -> None:
         while True:
             try:
-                await self._services.store.heartbeat(self._services.server_id)
+                if not await self._services.store.heartbeat(self._services.server_id):
+                    # Others took it for dead and struck it off, as after a long stop on another host. What they mended
+                    # is theirs; for all that comes it is there again, and nobody cleans up after it any more.
+                    log.warning("this server was taken for dead; it is entered again")
+                    await self._services.store.register_server(self._services.server_id)
             except RookeryError as error:
                 log.warning("heartbeat failed", error=str(error))
             await anyio.sleep(HEARTBEAT_S)

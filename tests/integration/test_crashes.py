@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -20,7 +21,7 @@ from server.models import EventKind, SessionState, StopReason
 from server.requests import CostRequest, ListRequest
 from server.sandboxes.base import SandboxSpec
 from tests.crashes import Promises, crash_and_check, kill_one, temporary_directory
-from tests.house import ME, bash, go_on, open_house, run, say, seen, settled, spawn
+from tests.house import ME, PATIENCE_S, bash, go_on, open_house, run, say, seen, settled, spawn
 from tests.metering import long_unwritten, stretches, unwritten
 from tests.remote import RemoteHouse
 from tests.workload import PHASES
@@ -300,6 +301,18 @@ async def test_old_checkpoints_are_thinned_out_but_not_what_a_fork_hangs_on(tmp_
         assert outcome.checkpoint_id in left
         await registry.rewind(ME, outcome.session_id, taken[1].id, dry_run=False, conversation=False)
         await registry.rewind(ME, fork, taken[1].id, dry_run=False, conversation=False)
+
+
+async def test_a_server_that_others_took_for_dead_enters_itself_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.registry.HEARTBEAT_S", 0.01)
+    async with open_house(tmp_path) as registry:
+        services = registry._services
+        await services.store.remove_server(services.server_id)
+        with anyio.fail_after(PATIENCE_S):
+            while [server.id for server in await services.store.servers()] != [services.server_id]:
+                await anyio.lowlevel.checkpoint()
 
 
 async def test_sandboxes_of_a_dead_server_go_while_another_lives_and_those_of_the_living_stay(tmp_path: Path) -> None:
