@@ -2,8 +2,11 @@
 
 All live in the same house: real CLI, real sandbox, real store, scripted model. One has no hook at all and the CLI's own
 rule that allows Bash, so nothing asks the host. One has a hook that allows at once without looking: what it adds to a
-call is the CLI's own price of a hook, whoever answers it, with the way to the host and back. The third has Rookery's;
-what it adds beyond the second is ours. Target: the third adds at most 5 ms to a call of the first (issue 4).
+call is the price of any hook in this house. The third has Rookery's; what it adds beyond the second is the decision.
+Target: the third adds at most 5 ms to a call of the first (issue 4).
+
+Two more sessions, beside the house, are the SDK and the CLI alone, without a hook and with one that allows at once:
+what that one adds is the price of the CLI and the SDK, and what a hook costs in this house beyond it is the host's.
 """
 
 from __future__ import annotations
@@ -14,18 +17,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
-from claude_agent_sdk import HookContext, HookInput, HookJSONOutput, HookMatcher
+from claude_agent_sdk import (
+    ClaudeAgentOptions,
+    ClaudeSDKClient,
+    HookContext,
+    HookInput,
+    HookJSONOutput,
+    HookMatcher,
+    ResultMessage,
+)
 from claude_agent_sdk.types import HookEvent
 
 from rookery.application import open_registry
+from rookery.provider import cli_path
 from server.agent import agent, launch
 from server.agent.permissions import PermissionGate
-from server.gateway.scripted import prompt_with
+from server.gateway.listener import loopback_listener
+from server.gateway.scripted import prompt_with, serve_scripted
 from server.registry import Registry
 from server.requests import PromptRequest, SpawnRequest
 from server.settings import Settings
@@ -36,16 +49,17 @@ ME: Final = "local"
 
 def instant_hooks(gate: PermissionGate) -> dict[HookEvent, list[HookMatcher]]:
     """A hook that allows without looking."""
-
-    async def allow(hook_input: HookInput, tool_use_id: str | None, context: HookContext) -> HookJSONOutput:
-        return {"hookSpecificOutput": {"hookEventName": "PreToolUse", "permissionDecision": "allow"}}
-
-    return {"PreToolUse": [HookMatcher(hooks=[allow], timeout=60.0, on_failure="block")]}
+    return {"PreToolUse": [HookMatcher(hooks=[allow_at_once], timeout=60.0, on_failure="block")]}
 
 
 def no_hooks(gate: PermissionGate) -> dict[HookEvent, list[HookMatcher]]:
     """No hook."""
     return {}
+
+
+async def allow_at_once(hook_input: HookInput, tool_use_id: str | None, context: HookContext) -> HookJSONOutput:
+    """Allow without looking."""
+    return {"hookSpecificOutput": {"hookEventName": "PreToolUse", "permissionDecision": "allow"}}
 
 
 @contextmanager
@@ -65,14 +79,19 @@ def started_with(hooks: Callable[[PermissionGate], dict[HookEvent, list[HookMatc
         setattr(PermissionGate, "hooks", own)  # noqa: B010 - as above
 
 
-async def turn(registry: Registry, session_id: str, calls: int) -> float:
-    """Seconds for each call of a turn that makes so many."""
+def prompt_for(calls: int) -> str:
+    """A prompt for a turn that makes so many calls."""
     steps: list[dict[str, Any]] = [
         *({"tool": "Bash", "input": {"command": f"true {number}"}} for number in range(calls)),
         {"text": "done"},
     ]
+    return prompt_with(steps)
+
+
+async def turn(registry: Registry, session_id: str, calls: int) -> float:
+    """Seconds for each call of a turn that makes so many."""
     began = time.perf_counter()
-    await registry.prompt(ME, session_id, PromptRequest(prompt=prompt_with(steps)))
+    await registry.prompt(ME, session_id, PromptRequest(prompt=prompt_for(calls)))
     await rest(registry, session_id)
     took = time.perf_counter() - began
     outcome = await registry.outcome(ME, session_id)
@@ -124,12 +143,71 @@ async def measure(runs: int, calls: int) -> int:
     return 0 if whole <= TARGET_MS else 1
 
 
+async def turn_beside(client: ClaudeSDKClient, calls: int) -> float:
+    """As :func:`turn`, of the SDK and the CLI alone."""
+    began = time.perf_counter()
+    await client.query(prompt_for(calls))
+    async for message in client.receive_response():
+        if isinstance(message, ResultMessage):
+            assert message.result == "done", message
+    return (time.perf_counter() - began) / calls
+
+
+async def measure_beside(runs: int, calls: int) -> None:
+    """Print what a hook adds to a call without this house."""
+    listener = loopback_listener()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    samples: dict[bool, list[float]] = {False: [], True: []}
+    with tempfile.TemporaryDirectory() as name:
+        async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
+            await tasks.start(serve_scripted, listener)
+            clients = {
+                hooked: await stack.enter_async_context(ClaudeSDKClient(beside(Path(name) / str(hooked), url, hooked)))
+                for hooked in samples
+            }
+            for client in clients.values():
+                await turn_beside(client, 3)
+            for number in range(runs):
+                for hooked in sorted(samples, reverse=bool(number % 2)):
+                    samples[hooked].append(await turn_beside(clients[hooked], calls))
+            await stack.aclose()
+            tasks.cancel_scope.cancel()
+    added = statistics.median(a - b for a, b in zip(samples[True], samples[False], strict=True)) * 1000
+    print(
+        f"SDK and CLI alone: {statistics.median(samples[False]) * 1000:.1f} ms without a hook; "
+        f"one that allows at once adds {added:.2f} ms"
+    )
+
+
+def beside(home: Path, url: str, hooked: bool) -> ClaudeAgentOptions:
+    """The options of a session without this house."""
+    home.mkdir()
+    hooks: dict[HookEvent, list[HookMatcher]] = {"PreToolUse": [HookMatcher(hooks=[allow_at_once], timeout=60.0)]}
+    return ClaudeAgentOptions(
+        cli_path=cli_path(Settings()),
+        cwd=home,
+        allowed_tools=["Bash"],
+        setting_sources=[],
+        hooks=hooks if hooked else None,
+        env={
+            "HOME": str(home),
+            "CLAUDE_CONFIG_DIR": str(home / "config"),
+            "ANTHROPIC_BASE_URL": url,
+            "ANTHROPIC_API_KEY": "benchmark",
+            "DISABLE_AUTOUPDATER": "1",
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        },
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=8)
     parser.add_argument("--calls", type=int, default=25)
     given = parser.parse_args()
-    sys.exit(anyio.run(measure, given.runs, given.calls))
+    met = anyio.run(measure, given.runs, given.calls)
+    anyio.run(measure_beside, given.runs, given.calls)
+    sys.exit(met)
 
 
 if __name__ == "__main__":
