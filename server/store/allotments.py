@@ -18,7 +18,7 @@ from server.errors import ErrorCode, RookeryError
 from server.models import NANO_USD, SessionRecord, SessionState
 from server.store.accounts import account_id, rows_of, session_of
 from server.store.prepared import AnyRow, Prepared
-from server.store.room import record
+from server.store.room import SESSION, record
 from server.store.tables import budget_accounts, sessions
 
 Drawn = list[tuple[str, str, int, int]]
@@ -39,7 +39,6 @@ _MOVE_ALLOTTED: Final = Prepared(
         allotted_tokens=_TABLE.allotted_tokens + bindparam("most"),
     )
 )
-_RECORD: Final = Prepared(select(sessions).where(sessions.c.id == bindparam("key")))
 _STATE: Final = Prepared(select(sessions.c.state).where(sessions.c.id == bindparam("key")))
 
 
@@ -55,7 +54,7 @@ def allot(connection: Connection, session: SessionRecord) -> None:
         return
     own, parent = account_id(Scope.SESSION, session.id), account_id(Scope.SESSION, session.parent_id)
     rows = rows_of(connection, sorted((own, parent)))
-    caps = _RECORD.first(connection, {"key": session.parent_id})
+    caps = SESSION.first(connection, {"key": session.parent_id})
     dollars = _wanted(session.budget_nano_usd, rows[own], "nano_usd") - rows[own].held_nano_usd
     tokens = _wanted(session.budget_tokens, rows[own], "tokens") - rows[own].held_tokens
     if caps is not None:
@@ -74,7 +73,7 @@ def release(connection: Connection, session: SessionRecord) -> None:
     more = max(0, row.held_nano_usd - row.allotted_nano_usd)
     most = max(0, row.held_tokens - row.allotted_tokens)
     _move(connection, own, parent, -more, -most)
-    above = _RECORD.first(connection, {"key": session.parent_id})
+    above = SESSION.first(connection, {"key": session.parent_id})
     if above is not None and SessionState(above.state).is_terminal:
         # It kept this for its child alone.
         release(connection, record(SessionRecord, above))

@@ -20,7 +20,7 @@ from server.store.tables import sessions
 R = TypeVar("R", bound=BaseModel)
 
 _OF_SESSION: Final = select(sessions).where(sessions.c.id == bindparam("key"))
-_SESSION: Final = Prepared(_OF_SESSION)
+SESSION: Final = Prepared(_OF_SESSION)
 _LOCKED_SESSION: Final = Prepared(_OF_SESSION.with_for_update())
 _OWNED_SESSION: Final = Prepared(_OF_SESSION.where(sessions.c.principal == bindparam("whose")))
 
@@ -88,7 +88,7 @@ def session_row(connection: Connection, session_id: str, *, lock: bool = False) 
     Raises:
         RookeryError: ``session_not_found``.
     """
-    row = (_LOCKED_SESSION if lock else _SESSION).first(connection, {"key": session_id})
+    row = (_LOCKED_SESSION if lock else SESSION).first(connection, {"key": session_id})
     if row is None:
         raise not_found()
     return record(SessionRecord, row)

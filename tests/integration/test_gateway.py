@@ -13,6 +13,7 @@ import structlog
 
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Grant, Upstream, anthropic_upstream, classify
+from server.gateway.grants import Terms
 from server.gateway.listener import unix_listener
 from server.gateway.scripted import prompt_with, scripted_upstream
 from server.gateway.upstream import OAUTH_BETA, credential_of
@@ -373,6 +374,24 @@ async def test_without_a_ledger_no_further_request_passes_and_nothing_is_lost(mo
         assert (await post(house, other)).status_code == 200
         assert (await post(house, grant)).status_code == 200
         assert [entry.session_id for entry in house.ledger.entries] == ["session-2", "session-1", "session-1"]
+
+
+async def test_a_request_that_may_not_be_made_now_is_told_why_and_one_without_a_policy_that_there_is_none() -> None:
+    async with gateway_before(streams(WHOLE)) as (house, fake):
+        grant = house.grant()
+        for code, told in (
+            (ErrorCode.POLICY_DENIED, "Other calls come first."),
+            (ErrorCode.INVALID_ARGUMENT, "The policy of this session cannot be read"),
+        ):
+
+            def terms(code: ErrorCode = code) -> Terms:
+                raise RookeryError(code, "Other calls come first.")
+
+            grant.terms = terms
+            refused = await post(house, grant)
+            assert (refused.status_code, refused.json()["error"]["type"]) == (403, "permission_error")
+            assert refused.json()["error"]["message"].startswith(told)
+        assert not fake.seen
 
 
 async def test_a_write_that_failed_only_after_long_is_tried_again_with_the_next_request(
