@@ -10,9 +10,10 @@ for the thread always finishes it. A glance spares that hop too. On Postgres the
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from queue import Empty, LifoQueue
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import anyio
@@ -137,33 +138,53 @@ class _Connections:
     def __init__(self, path: Path, *, begin: str, count: int, pragmas: Mapping[str, str] | None = None) -> None:
         self._engine = _sqlite_engine(path, begin=begin, size=count, pragmas=pragmas or {})
         self._slots = anyio.CapacityLimiter(count)
-        self._idle: list[Connection] = []
+        # A thread takes one and gives one back: a connection, or None for one that is to be opened. The limiter alone
+        # does not do: it counts callers, and one that asyncio cancels is gone before its thread is.
+        self._idle: LifoQueue[Connection | None] = LifoQueue()
+        for _ in range(count):
+            self._idle.put(None)
 
     async def run(self, body: Callable[[Connection], T]) -> T:
         """One transaction in a worker thread."""
         # A running thread is shielded by anyio, so this bounds the wait for a free slot, and nothing else.
         with anyio.move_on_after(QUEUE_TIMEOUT_S):
             return await anyio.to_thread.run_sync(self.transact, body, limiter=self._slots)
-        raise storage_unavailable("The database is too busy. Try again in a moment.", detail="no free connection")
+        raise _too_busy()
 
     def transact(self, body: Callable[[Connection], T]) -> T:
-        """One transaction in this thread, which holds a slot."""
-        with translated():
-            connection = self._idle.pop() if self._idle else self._engine.connect()
+        """One transaction in this thread."""
+        with translated(), self._borrowed() as connection, connection.begin():
+            return body(connection)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[Connection]:
+        """An idle connection, which becomes idle again; one that something failed on is handed back to SQLAlchemy."""
+        try:
+            connection = self._idle.get(timeout=QUEUE_TIMEOUT_S)
+        except Empty as error:
+            raise _too_busy() from error
+        healthy: Connection | None = None
+        try:
+            connection = connection or self._engine.connect()
             try:
-                with connection.begin():
-                    result = body(connection)
+                yield connection
             except BaseException:
                 connection.close()
                 raise
-            self._idle.append(connection)
-            return result
+            healthy = connection
+        finally:
+            self._idle.put(healthy)
 
     def close(self) -> None:
         """Close all. No transaction may run any more."""
-        while self._idle:
-            self._idle.pop().close()
+        while not self._idle.empty():
+            if connection := self._idle.get():
+                connection.close()
         self._engine.dispose()
+
+
+def _too_busy() -> RookeryError:
+    return storage_unavailable("The database is too busy. Try again in a moment.", detail="no free connection")
 
 
 def _sqlite_engine(path: Path, *, begin: str, size: int, pragmas: Mapping[str, str]) -> Engine:

@@ -287,7 +287,19 @@ async def test_a_transaction_whose_caller_is_cancelled_is_done_in_full(sqlite_ur
         task.cancel()
         with pytest.raises(CancelledError):
             await task
-        proceed.set()
+        # The caller is gone, its transaction is not: the next one waits for it.
+        written = anyio.Event()
+
+        async def write() -> None:
+            await store.heartbeat("a")
+            written.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            with anyio.move_on_after(0.2):
+                await written.wait()
+            assert not written.is_set()
+            proceed.set()
 
     for cancel in (cancelled_by_anyio, cancelled_by_asyncio):
         entered.clear()
