@@ -42,8 +42,10 @@ class ApprovalDesk:
         self._asked = False
         self._moving = anyio.Lock()
 
-    async def ask(self, request: ToolRequest, tool_use_id: str, decision: Decision, turn: int) -> Verdict:
-        """Put a call to a person; the answer, or ``defer`` when none came while the question was hot.
+    async def ask(
+        self, request: ToolRequest, tool_use_id: str, decision: Decision, turn: int, *, hot: bool = True
+    ) -> Verdict:
+        """Put a call to a person; the answer, or ``defer`` when none came while the question was hot, if it is.
 
         A call that was asked before (it comes again after the agent slept) meets its own question again, and so does
         one that is made again after its question was set aside.
@@ -55,6 +57,9 @@ class ApprovalDesk:
         approval = await self._question(request, tool_use_id, decision, turn)
         if approval.status is not ApprovalStatus.PENDING:
             return _verdict(approval)
+        put_off = Verdict(Effect.ASK, "Waiting for a person to answer.", defer=True)
+        if not hot:
+            return put_off
         await self._enter()
         try:
             with anyio.move_on_after(self._services.settings.approval_hot_s):
@@ -70,7 +75,7 @@ class ApprovalDesk:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._leave()
-        return Verdict(Effect.ASK, "Waiting for a person to answer.", defer=True)
+        return put_off
 
     async def set_aside(self, request: ToolRequest, tool_use_id: str, because: str) -> Verdict:
         """Refuse a call for the moment and leave its question open; or what a person answered at the last moment.

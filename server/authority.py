@@ -127,8 +127,11 @@ class SessionAuthority:
         """Put the call to a person; a denial by them, or by time, is counted like any other."""
         began = time.perf_counter_ns()
         request = self._rewritten.get((tool_use_id, request.digest), request)
-        verdict = await self._desk.ask(request, tool_use_id, decision, self._turn)
-        if verdict.defer and deferrable and may_wait_together([*self._put_off.values(), request.tool]):
+        # The CLI asks about one shell command after the other. Once one was put off the agent is about to sleep, and
+        # what can sleep with it is asked then: each waiting for a person in its turn, N calls took N times as long.
+        hot = not (self._put_off and self._may_sleep(request, deferrable))
+        verdict = await self._desk.ask(request, tool_use_id, decision, self._turn, hot=hot)
+        if verdict.defer and self._may_sleep(request, deferrable):
             self._put_off[tool_use_id] = request.tool
             return verdict
         if verdict.defer:
@@ -145,6 +148,10 @@ class SessionAuthority:
         if verdict.effect is Effect.DENY:
             await self._deny(request, tool_use_id, verdict.because, answer.rule)
         return verdict
+
+    def _may_sleep(self, request: ToolRequest, deferrable: bool) -> bool:
+        """Whether a call can be put off, beside those that are."""
+        return deferrable and may_wait_together([*self._put_off.values(), request.tool])
 
     async def _decided(
         self, request: ToolRequest, tool_use_id: str, cwd: str | None, policy: Policy

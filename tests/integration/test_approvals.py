@@ -131,6 +131,9 @@ async def test_calls_that_nobody_answers_each_wait_over_a_restart_and_run_once_a
     async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
         session_id = await spawn(registry, THREE, policy="asking")
         requests = (await until(registry, session_id, asleep)).cost.requests
+        # One wait for a person, not three: once a call was put off, those behind it sleep with it.
+        states = [one.data["to"] for one in await events(registry, session_id) if one.kind is EventKind.STATE]
+        assert states == ["starting", "running", "awaiting_approval", "running", "awaiting_approval"]
     async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
         pending = (await until(registry, session_id, asked)).pending_approvals
         assert [one.summary for one in pending] == ["Bash: touch one", "Bash: touch two", "Bash: touch three"]
