@@ -14,13 +14,13 @@ from policies import Policy
 from server.changes import Changes
 from server.errors import ErrorCode, RookeryError
 from server.inbox import Leave, StartTurn
-from server.launching import LiveAgent, Survivor
+from server.launching.agents import LiveAgent, Survivor
+from server.launching.warm import WarmPool
 from server.models import SessionRecord, TurnRecord
 from server.places import Places
 from server.services import Services
 from server.session import SessionActor
 from server.telemetry.spans import present
-from server.warm import WarmPool
 
 LEAVE_TIMEOUT_S: Final = 40.0
 """Longest time an actor needs to go: interrupt, kill, checkpoint, sandbox stop, all bounded by themselves."""

@@ -14,7 +14,7 @@ from opentelemetry.context import Context
 
 from server.errors import RookeryError
 from server.models import TurnRecord
-from server.put_off import PutOff
+from server.permissions.put_off import PutOff
 from server.telemetry.turn_span import TurnSpan
 
 _PROMPTS: Final = uuid.UUID("5f7a8c1e-3d0b-4b57-9a52-9a6f3a3a1c5d")

@@ -17,14 +17,14 @@ import anyio
 import structlog
 
 from server.errors import ErrorCode, RookeryError
-from server.healing import heal_workspace
-from server.launching import Survivor, launch_options, open_sandbox, take_over
+from server.launching.agents import Survivor, launch_options, open_sandbox, take_over
 from server.leases import Leases
 from server.models import EventKind, ServerRecord, SessionRecord, SessionState, StopReason, TurnRecord
 from server.resting import release, seal_workspace
 from server.sandboxes.base import Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
-from server.snapshots import Snapshots, joined
+from server.workspaces.healing import heal_workspace
+from server.workspaces.snapshots import Snapshots, joined
 
 log = structlog.get_logger(__name__)
 

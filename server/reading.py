@@ -18,7 +18,6 @@ from server.changes import Changes
 from server.errors import ErrorCode, RookeryError
 from server.explaining import explain
 from server.files import ReadableFiles, list_files, read_file
-from server.history import CallHistory
 from server.models import (
     NANO_USD,
     DecisionRecord,
@@ -28,6 +27,7 @@ from server.models import (
     PendingApproval,
     SessionRecord,
 )
+from server.permissions.history import CallHistory
 from server.requests import CostRequest, ListRequest
 from server.resting import readable_files
 from server.services import Services

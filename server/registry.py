@@ -18,7 +18,6 @@ from anyio.abc import TaskGroup
 
 from server.agent.launch import LaunchOptions
 from server.agent.replay import was_prompted
-from server.answering import Answering
 from server.callers import Caller
 from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
@@ -30,19 +29,20 @@ from server.holding import Holding
 from server.inbox import Leave, message_id_of
 from server.inheritance import inherited
 from server.janitor import Janitor
-from server.launching import Survivor
+from server.launching.agents import Survivor
 from server.leases import HEARTBEAT_S, Leases
 from server.models import ApprovalRecord, CheckpointRecord, EventKind, SessionRecord, SessionState, TurnRecord
+from server.permissions.answering import Answering
 from server.policy_book import turns_of
 from server.prompting import Prompting
 from server.reading import SessionReader
 from server.requests import PromptRequest, SpawnRequest
 from server.resting import release, working_files
 from server.services import Services
-from server.snapshots import joined
 from server.spawning import Spawning
 from server.tokens import Tokens
 from server.views import Activity, Census, Deletion, RewindReport, WrittenFile
+from server.workspaces.snapshots import joined
 
 log = structlog.get_logger(__name__)
 

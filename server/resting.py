@@ -14,10 +14,10 @@ import structlog
 
 from server.errors import ErrorCode, RookeryError
 from server.files import ReadableFiles, StoredFiles, WorkspaceFiles
-from server.healing import heal_workspace, may_differ
-from server.launching import open_sandbox
+from server.launching.agents import open_sandbox
 from server.models import SessionRecord
 from server.services import Services
+from server.workspaces.healing import heal_workspace, may_differ
 
 log = structlog.get_logger(__name__)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from policies import Policy
-from server.audit import AuditTrail
-from server.audit_journal import AuditJournal
+from server.audit.journal import AuditJournal
+from server.audit.trail import AuditTrail
 from server.checkpoints import Checkpoints
 from server.clock import Clock
 from server.delegation import Admissions, Delegate, Delegation

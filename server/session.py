@@ -17,13 +17,10 @@ from claude_agent_sdk import ClaudeSDKError
 
 from policies import Policy
 from server.agent.agent import Agent
-from server.authority import SessionAuthority
 from server.changes import Changes
-from server.conclusions import departure, failure_of, is_foreseen, start_failure
 from server.concurrency import background_tasks
 from server.errors import ErrorCode, RookeryError
 from server.files import WorkspaceFiles
-from server.healing import heal_workspace
 from server.inbox import (
     AgentLeft,
     AgentSaid,
@@ -36,16 +33,19 @@ from server.inbox import (
     Overspent,
     StartTurn,
 )
-from server.launching import LiveAgent
+from server.launching.agents import LiveAgent
+from server.launching.placing import Placement
 from server.models import SessionRecord, SessionState, TurnRecord
-from server.placing import Placement
+from server.permissions.authority import SessionAuthority
 from server.resting import seal_files
 from server.sandbox_meter import SandboxMeter
 from server.services import Services
-from server.snapshots import Snapshots
 from server.telemetry.spans import present
-from server.turn_limits import TurnLimits
-from server.turn_runner import TurnRunner
+from server.turns.conclusions import departure, failure_of, is_foreseen, start_failure
+from server.turns.limits import TurnLimits
+from server.turns.runner import TurnRunner
+from server.workspaces.healing import heal_workspace
+from server.workspaces.snapshots import Snapshots
 
 log = structlog.get_logger(__name__)
 

@@ -11,13 +11,13 @@ from server.direct import is_direct
 from server.errors import ErrorCode, RookeryError
 from server.fleet import Fleet
 from server.kinship import as_child, room_for_child
-from server.launching import LiveAgent, launch_options
+from server.launching.agents import LiveAgent, launch_options
 from server.models import NANO_USD, SessionRecord, SessionState, TurnRecord
 from server.policy_book import check_model, tightest
 from server.prompting import screen
 from server.requests import SpawnRequest
 from server.services import Services
-from server.workspaces import check_source
+from server.workspaces.filling import check_source
 
 PLACING_S: Final = 15.0
 """How long a spawn waits for its sandbox; what fails later (a long clone) is told as the turn's outcome."""

@@ -15,7 +15,7 @@ from server.checkpoints import Change, Forecast, Restored, Skipped, Snapshot, pr
 from server.checkpoints import Changes as TreeChanges
 from server.errors import ErrorCode, RookeryError
 from server.files import WorkspaceFiles
-from server.launching import open_sandbox
+from server.launching.agents import open_sandbox
 from server.models import (
     NANO_USD,
     CheckpointKind,
@@ -26,8 +26,8 @@ from server.models import (
 )
 from server.resting import seal_files, working_files
 from server.services import Services
-from server.snapshots import REWOUND, Snapshots, joined
 from server.views import FileChange, RewindReport
+from server.workspaces.snapshots import REWOUND, Snapshots, joined
 
 MAX_SHOWN: Final = 200
 """Files, and entries left out, that are listed one by one in a report; the counts are of all."""

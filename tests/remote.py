@@ -12,7 +12,7 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 
-from server import audit
+from server.audit import trail
 from server.errors import RookeryError
 from server.models import Outcome
 from server.registry import Registry
@@ -87,7 +87,7 @@ async def _cut_off(_: Registry, phase: str, at: int, how: str) -> None:
 
 
 async def _hold_back_decisions(_: Registry) -> None:
-    audit.GATHER_S = ANSWER_S  # type: ignore[misc]  # only a kill ends the wait
+    trail.GATHER_S = ANSWER_S  # type: ignore[misc]  # only a kill ends the wait
 
 
 async def _rewind(registry: Registry, session_id: str, checkpoint_id: str, conversation: bool) -> None:

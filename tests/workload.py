@@ -23,10 +23,10 @@ from typing import Any, Final
 import anyio
 
 from server.agent.agent import Agent
-from server.approvals import ApprovalDesk
 from server.checkpoints import Checkpoints
 from server.errors import ErrorCode, RookeryError
 from server.models import Outcome, SessionState
+from server.permissions.approvals import ApprovalDesk
 from server.registry import Registry
 from server.sandboxes.bubblewrap import BubblewrapProvider
 from server.store import Store

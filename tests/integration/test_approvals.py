@@ -181,7 +181,7 @@ async def test_a_call_that_cannot_wait_beside_another_keeps_its_question_for_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one of a tool that asks the model itself."""
-    monkeypatch.setattr("server.put_off.QUIET", frozenset())
+    monkeypatch.setattr("server.permissions.put_off.QUIET", frozenset())
     home, policies = tmp_path / "home", policy_dir(tmp_path)
     steps = [BOTH[0], BOTH[1], bash("echo again; touch two"), BOTH[1], bash("rm two"), BOTH[1], BOTH[2]]
     steps = [{**step, "parallel": number == 1} if "tool" in step else step for number, step in enumerate(steps)]
@@ -213,7 +213,7 @@ async def test_a_call_that_cannot_wait_beside_another_keeps_its_question_for_the
 async def test_a_question_that_was_set_aside_sleeps_again_with_the_call_that_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.put_off.QUIET", frozenset())
+    monkeypatch.setattr("server.permissions.put_off.QUIET", frozenset())
     home, policies = tmp_path / "home", policy_dir(tmp_path)
     async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
         session_id = await spawn(registry, [*BOTH[:2], bash("touch two"), BOTH[2]], policy="asking")
@@ -236,7 +236,7 @@ async def test_the_cli_takes_up_one_deferred_call_alone_and_asks_the_model_at_on
     async def nothing(*_: object) -> None:
         return None
 
-    monkeypatch.setattr("server.authority.next_up", nothing)
+    monkeypatch.setattr("server.permissions.authority.next_up", nothing)
     async with open_house(tmp_path / "home", policy_dir=policy_dir(tmp_path), approval_hot_s=0.3) as registry:
         session_id = await spawn(registry, BOTH, policy="asking")
         outcome = await until(registry, session_id, asleep)

@@ -11,9 +11,10 @@ import anyio.to_thread
 import pytest
 import structlog.testing
 
-from server import launching, resting
+from server import resting
 from server.errors import ErrorCode
 from server.inbox import Leave
+from server.launching import agents
 from server.models import EventKind, SessionState, StopReason
 from server.registry import Registry
 from server.sandboxes.e2b import channel, processes
@@ -32,7 +33,7 @@ def cut_off(cloud: E2BCloud, hasty: pytest.MonkeyPatch) -> None:
     """From now on no sandbox can be reached, and who waits for one gives up soon."""
     hasty.setattr(resting, "SEAL_S", 2.0)
     hasty.setattr(processes, "END_S", 1.0)
-    hasty.setattr(launching, "STOP_TIMEOUT_S", 2.0)
+    hasty.setattr(agents, "STOP_TIMEOUT_S", 2.0)
     hasty.setattr(channel, "GIVE_UP_S", 2.0)
     refusal: dict[str, Any] = {"status": 503, "headers": {"Should-Retry": "false"}, "times": None}
     body = '{"code": 503, "message": "not now"}'

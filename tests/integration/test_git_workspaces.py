@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from server.cloning import Repository
 from server.egress import EgressOptions
 from server.errors import ErrorCode, RookeryError
 from server.registry import Registry
 from server.requests import ListRequest
+from server.workspaces.cloning import Repository
 from tests.egress import Authority, serving, stand_ins
 from tests.house import ME, bash, open_house, run, settings_for
 from tests.webs import git_host, make_repository
@@ -80,7 +80,7 @@ async def test_a_clone_that_fails_says_why(tmp_path: Path) -> None:
 
 
 async def test_a_repository_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.cloning.MAX_FILES", 5)
+    monkeypatch.setattr("server.workspaces.cloning.MAX_FILES", 5)
     async with house_with_git(tmp_path) as (registry, _):
         with pytest.raises(RookeryError, match="more than 5 files"):
             await run(registry, "hello", workspace={"git": URL})

@@ -11,7 +11,7 @@ from typing import Any
 from mcp import Client
 
 from server.gateway.scripted import prompt_with
-from server.workspaces import MAX_NAME, MAX_NOT_COPIED_SHOWN
+from server.workspaces.filling import MAX_NAME, MAX_NOT_COPIED_SHOWN
 from tests.house import bash, open_house
 from tests.surface import answer_of, connected, text_of
 

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from server.checkpoints.scan import Scan
-from server.launching import open_sandbox
+from server.launching.agents import open_sandbox
 from server.registry import Registry
 from tests.house import ME, PATIENCE_S, bash, go_on, open_house, run
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from server import retrying
 from server.errors import ErrorCode
 from server.gateway import limiter
 from server.models import EventKind, StopReason
 from server.requests import CostRequest
+from server.turns import retrying
 from tests.house import ME, bash, events, open_house, run, seen, settled, spawn
 from tests.paid_api import Refused, paid_api, settings_of, times
 

@@ -15,7 +15,7 @@ from policies.policy import offerable
 from server.egress.targets import connect_target
 from server.errors import RookeryError
 from server.gateway.features import filter_body
-from server.launching import launch_options
+from server.launching.agents import launch_options
 from server.models import SessionState
 from server.policy_book import check_model
 from server.settings import Settings

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from policies import Effect, Facts, ToolRequest, decide
-from server.authority import SessionAuthority
 from server.errors import RookeryError
+from server.permissions.authority import SessionAuthority
 from server.policy_book import PolicyBook, lineage
 from tests.house import ME, bash, go_on, open_house, run
 from tests.integration.test_policies import NO_TOUCH, policy_dir, write

@@ -9,9 +9,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from server import audit_journal
-from server.audit import AuditTrail
-from server.audit_journal import AuditJournal
+from server.audit import journal
+from server.audit.journal import AuditJournal
+from server.audit.trail import AuditTrail
 from server.errors import ErrorCode, RookeryError
 from server.leases import Leases
 from server.store import Store, open_store
@@ -84,8 +84,8 @@ async def test_a_server_that_cannot_be_looked_at_counts_as_alive(
 async def test_a_file_stays_small_though_some_decision_always_waits(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = len(audit_journal._line(a_decision(100)))
-    monkeypatch.setattr(audit_journal, "LONGEST", 10 * line)
+    line = len(journal._line(a_decision(100)))
+    monkeypatch.setattr(journal, "LONGEST", 10 * line)
     busy, record = trail(store, tmp_path, "busy"), store.record_decisions
     path = tmp_path / "audit" / "busy.jsonl"
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from server import workspaces
 from server.checkpoints import Skipped, SkipReason
 from server.errors import ErrorCode, RookeryError
 from server.settings import Settings
+from server.workspaces import filling
 from tests.house import settings_for
 
 
 def refusal(source: dict[str, Any], settings: Settings) -> str:
     with pytest.raises(RookeryError) as refused:
-        workspaces.check_source(source, settings)
+        filling.check_source(source, settings)
     assert refused.value.code is ErrorCode.INVALID_ARGUMENT
     return refused.value.message
 
@@ -27,9 +27,9 @@ def refusal(source: dict[str, Any], settings: Settings) -> str:
 @pytest.mark.parametrize(
     ("files", "why"),
     [
-        ({str(number): "" for number in range(workspaces.MAX_INLINE_FILES + 1)}, "entries"),
+        ({str(number): "" for number in range(filling.MAX_INLINE_FILES + 1)}, "entries"),
         # Each of these characters is three bytes.
-        ({"a": "\u20ac" * (workspaces.MAX_INLINE_BYTES // 3 + 1)}, "MiB"),
+        ({"a": "\u20ac" * (filling.MAX_INLINE_BYTES // 3 + 1)}, "MiB"),
         ({"a": "\ud800"}, "surrogates"),
         ({".": ""}, "itself"),
         ({"../a": ""}, ".."),
@@ -51,7 +51,7 @@ def test_a_host_directory_is_copied_from_below_the_roots_only(tmp_path: Path) ->
     (root / "out").symlink_to(tmp_path / "ws-evil")
     (root / "file").touch()
     settings = settings_for(tmp_path, workspace_roots=(root,))
-    workspaces.check_source({"path": str(root / "in")}, settings)
+    filling.check_source({"path": str(root / "in")}, settings)
     outside = (tmp_path / "ws-evil", root / "out", root / "in" / ".." / ".." / "ws-evil", root / "file")
     for name in (*map(str, outside), "ws/in"):
         refusal({"path": name}, settings)
@@ -61,7 +61,7 @@ def test_a_host_directory_is_copied_from_below_the_roots_only(tmp_path: Path) ->
 def packed(root: Path, limit: int, skipped: list[Skipped] | None = None) -> dict[str, tarfile.TarInfo]:
     archive = BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        workspaces._pack_directory(tar, root, limit, [] if skipped is None else skipped)
+        filling._pack_directory(tar, root, limit, [] if skipped is None else skipped)
     archive.seek(0)
     return {entry.name: entry for entry in tarfile.open(fileobj=archive).getmembers()}
 
@@ -87,6 +87,6 @@ def test_a_copied_directory_is_bounded_keeps_links_as_links_and_opens_no_special
     with pytest.raises(RookeryError, match="MiB"):
         packed(root, 1 << 20)
     (root / "sparse").unlink()
-    monkeypatch.setattr(workspaces, "MAX_COPIED_FILES", 2)
+    monkeypatch.setattr(filling, "MAX_COPIED_FILES", 2)
     with pytest.raises(RookeryError, match="entries"):
         packed(root, 1 << 20)

@@ -8,7 +8,7 @@ import anyio
 
 from policies import Policy
 from server.errors import RookeryError
-from server.launching import LiveAgent, adopt_sandbox, launch_options, open_sandbox, prepare_again
+from server.launching.agents import LiveAgent, adopt_sandbox, launch_options, open_sandbox, prepare_again
 from server.models import SessionRecord
 from server.sandboxes.base import Sandbox
 from server.services import Services
@@ -62,7 +62,7 @@ class Placement:
 
         Args:
             stack: ends the agent when it closes.
-            take_up: see :func:`server.launching.prepare_again`.
+            take_up: see :func:`server.launching.agents.prepare_again`.
 
         Raises:
             RookeryError: ``storage_unavailable``.

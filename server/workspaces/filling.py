@@ -19,13 +19,13 @@ import anyio.to_thread
 
 from server.checkpoints import Skipped, SkipReason
 from server.checkpoints.work import FULL, explained
-from server.cloning import Repository, clone
 from server.errors import ErrorCode, RookeryError
 from server.files import components
 from server.models import NotCopied
 from server.sandboxes.base import Sandbox
 from server.services import Services
 from server.settings import Settings
+from server.workspaces.cloning import Repository, clone
 
 MAX_INLINE_FILES: Final = 2_000
 MAX_INLINE_BYTES: Final = 16 << 20
@@ -83,7 +83,7 @@ async def fill(services: Services, sandbox: Sandbox, source: Mapping[str, Any]) 
 
     Raises:
         RookeryError: ``invalid_argument`` (a source that is gone or too large), what ``unpack`` and
-            :func:`server.cloning.clone` raise.
+            :func:`server.workspaces.cloning.clone` raise.
     """
     if "git" in source:
         await clone(services, sandbox, source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.errors import ErrorCode, RookeryError
-from server.retrying import LONGEST_PAUSE_S, Attempt, next_attempt
+from server.turns.retrying import LONGEST_PAUSE_S, Attempt, next_attempt
 
 UNAVAILABLE = RookeryError(ErrorCode.MODEL_UNAVAILABLE, "The model API is overloaded.")
 

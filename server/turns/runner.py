@@ -15,23 +15,23 @@ import structlog
 from claude_agent_sdk import AssistantMessage, ClaudeSDKError, Message, SystemMessage
 
 from server.agent.agent import Agent
-from server.authority import SessionAuthority
-from server.conclusions import departure
 from server.direct import book, is_direct, is_spent
-from server.endings import ended_record, is_foreign_result, is_refusal_of_ours, write_end
 from server.errors import ErrorCode, RookeryError
 from server.gateway import Grant, classify
 from server.inbox import Leave, OpenTurn, StartTurn, message_id_of
+from server.launching.placing import Placement
 from server.models import EventKind, Failure, SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
-from server.placing import Placement
-from server.retrying import CONTINUE_PROMPT, next_attempt
+from server.permissions.authority import SessionAuthority
 from server.sandbox_meter import SandboxMeter
 from server.services import Services
-from server.snapshots import Snapshots
 from server.store import Heard
 from server.telemetry.turn_span import TurnSpan
-from server.turn_limits import TurnLimits
-from server.turns import Entry, TurnTracker
+from server.turns.conclusions import departure
+from server.turns.endings import ended_record, is_foreign_result, is_refusal_of_ours, write_end
+from server.turns.limits import TurnLimits
+from server.turns.retrying import CONTINUE_PROMPT, next_attempt
+from server.turns.tracker import Entry, TurnTracker
+from server.workspaces.snapshots import Snapshots
 
 log = structlog.get_logger(__name__)
 

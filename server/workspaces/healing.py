@@ -11,7 +11,7 @@ from server.errors import ErrorCode, RookeryError
 from server.files import WorkspaceFiles
 from server.models import CheckpointKind, CheckpointRecord, EventKind, SessionRecord
 from server.services import Services
-from server.snapshots import REWOUND, Snapshots, joined
+from server.workspaces.snapshots import REWOUND, Snapshots, joined
 
 log = structlog.get_logger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from claude_agent_sdk import ResultMessage
 
-from server.conclusions import Circumstances, conclude, is_foreseen
 from server.errors import ErrorCode, RookeryError
 from server.models import StopReason
+from server.turns.conclusions import Circumstances, conclude, is_foreseen
 
 
 def result(**given: Any) -> ResultMessage:

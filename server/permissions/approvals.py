@@ -16,11 +16,11 @@ import structlog
 
 from policies import Decision, Effect, ToolRequest
 from server.agent.permissions import Verdict
+from server.bounded import bounded
 from server.changes import Changes
 from server.errors import RookeryError
 from server.models import ApprovalRecord, ApprovalStatus, EventKind, SessionRecord, SessionState
 from server.services import Services
-from server.turns import bounded
 
 log = structlog.get_logger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from claude_agent_sdk import AssistantMessage, TextBlock, UserMessage
 
-from server.turns import TurnTracker
+from server.turns.tracker import TurnTracker
 
 
 def test_the_clis_own_words_in_the_users_name_are_not_the_agents() -> None:

@@ -19,7 +19,7 @@ from claude_agent_sdk import ClaudeSDKError
 
 from server.agent.launch import LaunchOptions
 from server.errors import RookeryError
-from server.launching import LiveAgent, prepare_fresh
+from server.launching.agents import LiveAgent, prepare_fresh
 from server.sandboxes.base import Sandbox, SandboxSpec
 from server.services import Services
 from server.settings import SandboxKind

@@ -22,11 +22,9 @@ from claude_agent_sdk import (
 )
 from claude_agent_sdk.types import TERMINAL_TASK_STATUSES
 
-from server.model_turns import ModelTurns
+from server.bounded import bounded
 from server.models import EventKind
-
-MAX_EVENT_TEXT: Final = 100_000
-"""Longest text kept in one event, in characters; the whole is in the transcript."""
+from server.turns.model_turns import ModelTurns
 
 MAX_TASKS: Final = 1_000
 """Background tasks followed at once; a CLI that claims more is not believed."""
@@ -141,13 +139,6 @@ class TurnTracker:
     def _finish(self, task: str, wakes: bool) -> None:
         if self.tasks.pop(task, None) is not None and wakes:
             self.owes_turn = True
-
-
-def bounded(text: str, limit: int = MAX_EVENT_TEXT) -> str:
-    """The text, cut at ``limit`` characters with a note of what is missing."""
-    if len(text) <= limit:
-        return text
-    return f"{text[:limit]}\n… {len(text) - limit:,} more characters"
 
 
 def _bounded_input(given: dict[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from policies import Decision, Effect, Facts, Policy, ToolRequest, ToolUse, deci
 from policies.layer import spawns
 from policies.types import LinkLookup
 from server.agent.permissions import Verdict
-from server.approvals import ApprovalDesk
+from server.bounded import bounded
 from server.changes import Changes
 from server.files import WorkspaceFiles
-from server.history import CallHistory
 from server.hooks import Objection, PostToolUse, PreToolUse, Subject
 from server.models import Decider, DecisionRecord, EventKind, SessionRecord
-from server.put_off import PutOff, may_wait_together, next_up
+from server.permissions.approvals import ApprovalDesk
+from server.permissions.history import CallHistory
+from server.permissions.put_off import PutOff, may_wait_together, next_up
 from server.services import Services
-from server.turns import bounded
 
 ONE_AT_A_TIME: Final = (
     "Nobody has answered the question about this call yet, and it cannot wait for longer beside another. The question "

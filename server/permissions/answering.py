@@ -18,7 +18,7 @@ from server.models import (
     StopReason,
     TurnRecord,
 )
-from server.put_off import unfinished
+from server.permissions.put_off import unfinished
 from server.services import Services
 
 log = structlog.get_logger(__name__)

@@ -21,13 +21,13 @@ from server.errors import RookeryError
 from server.gateway import Grant
 from server.hooks import PostToolUse
 from server.models import NOT_COPIED, EventKind, SessionRecord
+from server.permissions.put_off import naming_last
 from server.policy_book import turns_of
-from server.put_off import naming_last
 from server.sandboxes.base import LastingProcess, LastingSandbox, Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
 from server.settings import Settings
-from server.snapshots import named
-from server.workspaces import fill, not_copied
+from server.workspaces.filling import fill, not_copied
+from server.workspaces.snapshots import named
 
 STOP_TIMEOUT_S: Final = 20.0
 """Longest stop of a sandbox, which bounds itself; the janitor finds what is left."""

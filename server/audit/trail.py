@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from server.audit_journal import AuditJournal, read_rows, retire
+from server.audit.journal import AuditJournal, read_rows, retire
 from server.errors import ErrorCode, RookeryError
 from server.models import DecisionRecord
 from server.store import Store

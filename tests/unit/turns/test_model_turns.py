@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from claude_agent_sdk import AssistantMessage, ContentBlock, TextBlock, ToolResultBlock, ToolUseBlock, UserMessage
 
-from server.model_turns import ANSWERING, ModelTurns
+from server.turns.model_turns import ANSWERING, ModelTurns
 
 
 def says(name: str, *blocks: ContentBlock, parent: str | None = None) -> AssistantMessage:

@@ -7,14 +7,14 @@ from typing import Final
 import anyio
 from claude_agent_sdk import AssistantMessage, Message, ResultMessage
 
-from server.conclusions import Circumstances, Conclusion, conclude, refused
 from server.errors import ErrorCode, RookeryError
 from server.hooks import Stop, Subject
 from server.inbox import OpenTurn
 from server.models import SessionRecord, SessionState, StopReason, TurnOrigin, TurnRecord
 from server.services import Services
 from server.store import Heard, Store
-from server.turns import TurnTracker
+from server.turns.conclusions import Circumstances, Conclusion, conclude, refused
+from server.turns.tracker import TurnTracker
 
 SETTLE_ATTEMPTS: Final = 4
 """Tries to write a turn's end when the store fails, before the janitor has to."""
