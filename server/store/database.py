@@ -359,11 +359,6 @@ async def _open_postgres(url: URL) -> AsyncIterator[PostgresDatabase]:
         await database.close()
 
 
-def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that knows ``ON CONFLICT``, which SQLAlchemy offers for each database apart."""
-    return insert_for(connection.dialect.name, table)
-
-
 def insert_for(dialect: str, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """As :func:`insert`, for a statement that is made once and kept."""
+    """An INSERT that knows ``ON CONFLICT``, which SQLAlchemy offers for each database apart."""
     return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)

@@ -12,7 +12,7 @@ from server.errors import ErrorCode, RookeryError
 from server.models import EventKind, SessionRecord, SessionState, TurnRecord
 from server.store import moves
 from server.store.allotments import allot
-from server.store.database import insert as insert_or
+from server.store.database import insert_for
 from server.store.events import append
 from server.store.kinship import check_siblings
 from server.store.room import Fields, Room, changed_one, columns, owned_session, record, session_row
@@ -196,7 +196,7 @@ def _create(
             raise moves.refusal(parent)
     check_siblings(connection, session, siblings)
     session = session.model_copy(update={"state": SessionState.STARTING, "turn": 0 if turn is None else 1})
-    statement = insert_or(connection, sessions).values(columns(session))
+    statement = insert_for(connection.dialect.name, sessions).values(columns(session))
     if session.request_id is not None:
         # On Postgres another process may have written the same request since the look above.
         statement = statement.on_conflict_do_nothing(index_elements=["principal", "request_id"])
