@@ -97,7 +97,7 @@ class _Demo:
         console.print(table)
         await registry.end(LOCAL_PRINCIPAL, session_id, delete=False)
         console.print(f"\nThe session can be looked at later: rookery sessions show {session_id}")
-        console.print("To use Rookery from an MCP client, see README.md: rookery serve")
+        console.print("To use Rookery from an MCP client, see README.md, or run: rookery install claude-code")
         return 0 if first.stop_reason is second.stop_reason is StopReason.END_TURN else 1
 
     def _prompt(self, turn: int, prompt: str) -> None:
