@@ -280,8 +280,11 @@ class Registry(SessionReader):
 
     async def _go_on(self, session: SessionRecord, turn: TurnRecord, survivor: Survivor) -> None:
         """Take up the turn of an agent that outlived its server."""
-        prompted = was_prompted(survivor.told, message_id_of(turn))
-        self._fleet.start(session, self._services.policy_of(session), turn, resumed=prompted, survivor=survivor)
+        taken_up = survivor.live.put_off
+        # One that was started to take up a call that was put off is never sent the prompt of that turn.
+        needs_none = taken_up is not None and taken_up.turn == turn.number
+        resumed = needs_none or was_prompted(survivor.told, message_id_of(turn))
+        self._fleet.start(session, self._services.policy_of(session), turn, resumed=resumed, survivor=survivor)
 
     async def _resume(self, session: SessionRecord, turn: TurnRecord) -> None:
         self._fleet.start(session, self._services.policy_of(session), turn, resumed=True)

@@ -233,11 +233,9 @@ class SessionActor:
         async with background_tasks() as beside:
             beside.start_soon(checkpoint)
             up = await self._authority.next_up() if first.resumed else None
-            live = await self.placement.agent_of(
-                self.session, self._turns.limits.policy, sandbox, stack, None if up is None else up.call
-            )
-            if not live.agent.alive:
-                first.put_off = up
+            live = await self.placement.agent_of(self.session, self._turns.limits.policy, sandbox, stack, up)
+            if live.put_off is not None and live.put_off.turn == first.record.number:
+                first.put_off = live.put_off
             await self._authority.restore()
             if not first.resumed:
                 first.leftover = await self._authority.owes_a_call()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
 
 import anyio
@@ -21,13 +21,16 @@ from server.errors import RookeryError
 from server.gateway import Grant
 from server.hooks import PostToolUse
 from server.models import NOT_COPIED, EventKind, SessionRecord
-from server.permissions.put_off import naming_last
+from server.permissions.put_off import PutOff, naming_last
 from server.policy_book import turns_of
 from server.sandboxes.base import LastingProcess, LastingSandbox, Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
 from server.settings import Settings
 from server.workspaces.filling import fill, not_copied
 from server.workspaces.snapshots import named
+
+PUT_OFF: Final = "put_off"
+"""Key of the keepsake: what the agent was started to take up."""
 
 STOP_TIMEOUT_S: Final = 20.0
 """Longest stop of a sandbox, which bounds itself; the janitor finds what is left."""
@@ -69,6 +72,8 @@ class LiveAgent:
     agent: Agent
     closing: AsyncExitStack
     """Ends the agent, revokes its grant and stops its sandbox, in this order."""
+    put_off: PutOff | None = None
+    """What it takes up first, or took up when another server had started it; None where it waits for a prompt."""
 
 
 @dataclass
@@ -102,12 +107,12 @@ async def prepare_again(
     sandbox: Sandbox,
     options: LaunchOptions,
     stack: AsyncExitStack,
-    take_up: str | None = None,
+    put_off: PutOff | None = None,
 ) -> LiveAgent:
     """The agent of a session, with the conversation that the store has of it.
 
     Args:
-        take_up: of several calls that were put off, the one that it is to take up.
+        put_off: what it is to take up of what was put off.
 
     Raises:
         RookeryError: ``storage_unavailable``.
@@ -116,10 +121,10 @@ async def prepare_again(
     main: Sequence[Mapping[str, Any]] = await services.store.transcript_prefix(session.id, cuts=cuts)
     if not any(entry.get("type") in CONVERSATION for entry in main):
         return prepare_fresh(services, session.id, sandbox, options, stack)
-    if take_up is not None:
-        main = naming_last(main, take_up)
+    if put_off is not None:
+        main = naming_last(main, put_off.call)
     files = transcript_files(session.id, main, await services.store.subagent_transcripts(session.id, cuts=cuts))
-    return _prepare(services, session.id, sandbox, options, files, stack, resume=True)
+    return _prepare(services, session.id, sandbox, options, files, stack, resume=True, put_off=put_off)
 
 
 async def take_over(services: Services, session: SessionRecord, options: LaunchOptions) -> Survivor | None:
@@ -174,6 +179,7 @@ def _prepare(
     stack: AsyncExitStack,
     *,
     resume: bool,
+    put_off: PutOff | None = None,
     survivor: LastingProcess | None = None,
     outlet: EgressOutlet | None = None,
 ) -> LiveAgent:
@@ -181,10 +187,14 @@ def _prepare(
     after = services.hooks.any_for(PostToolUse)
     if survivor is None:
         grant = services.gateway.open_grant()
-        keepsake = {STREAM: services.clock.identifier("stream"), "token": grant.token, "after": after}
+        keepsake: dict[str, Any] = {STREAM: services.clock.identifier("stream"), "token": grant.token, "after": after}
+        if put_off is not None:
+            keepsake[PUT_OFF] = asdict(put_off)
         outlet = services.egress.open() if options.network else None
     else:
         keepsake = {**survivor.keepsake}
+        if PUT_OFF in keepsake:
+            put_off = PutOff(**keepsake[PUT_OFF])
         grant = services.gateway.adopt_grant(str(keepsake["token"]))
     stack.callback(grant.revoke)
     if outlet is not None:
@@ -207,7 +217,7 @@ def _prepare(
         keepsake=keepsake,
         survivor=survivor,
     )
-    return LiveAgent(session_id, sandbox, grant, gate, outlet, delegation, agent, stack)
+    return LiveAgent(session_id, sandbox, grant, gate, outlet, delegation, agent, stack, put_off)
 
 
 async def _stop_bounded(sandbox: Sandbox) -> None:

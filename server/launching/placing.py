@@ -10,6 +10,7 @@ from policies import Policy
 from server.errors import RookeryError
 from server.launching.agents import LiveAgent, adopt_sandbox, launch_options, open_sandbox, prepare_again
 from server.models import SessionRecord
+from server.permissions.put_off import PutOff
 from server.sandboxes.base import Sandbox
 from server.services import Services
 from server.telemetry.spans import span
@@ -56,13 +57,13 @@ class Placement:
         policy: Policy,
         sandbox: Sandbox,
         stack: AsyncExitStack,
-        take_up: str | None = None,
+        put_off: PutOff | None = None,
     ) -> LiveAgent:
         """The warm agent, if the session got one that lives; else one that is to be started.
 
         Args:
             stack: ends the agent when it closes.
-            take_up: see :func:`server.launching.agents.prepare_again`.
+            put_off: see :func:`server.launching.agents.prepare_again`.
 
         Raises:
             RookeryError: ``storage_unavailable``.
@@ -77,7 +78,7 @@ class Placement:
             if warm.agent.alive:
                 return warm
         options = launch_options(session, policy, self._services.settings)
-        return await prepare_again(self._services, session, sandbox, options, stack, take_up)
+        return await prepare_again(self._services, session, sandbox, options, stack, put_off)
 
     async def close(self) -> None:
         """End a warm agent that nobody took over."""

@@ -24,10 +24,12 @@ class PutOff:
     """What an agent that starts again is to do.
 
     Args:
+        turn: the number of its turn.
         call: the call that it takes up.
         others: whether further calls wait, so that the model is not to be asked after this one.
     """
 
+    turn: int
     call: str
     others: bool
     done: bool = False
@@ -64,7 +66,7 @@ async def next_up(store: Store, session: SessionRecord) -> PutOff | None:
     if not ready:
         return None
     chosen = min(ready, key=lambda one: one.status is not ApprovalStatus.EXPIRED)
-    return PutOff(chosen.tool_use_id, others=len(waiting) > 1)
+    return PutOff(session.turn, chosen.tool_use_id, others=len(waiting) > 1)
 
 
 def naming_last(entries: Sequence[Mapping[str, Any]], call: str) -> list[Mapping[str, Any]]:

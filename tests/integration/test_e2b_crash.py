@@ -20,9 +20,10 @@ from server.models import Event, SessionState, StopReason
 from server.registry import Registry
 from server.requests import CostRequest
 from tests.e2b_cloud.handle import E2BCloud
-from tests.house import ME, bash, events, open_house, run, settled
+from tests.house import ME, bash, events, open_house, run, settled, until
 from tests.metering import long_unwritten, stretches, unwritten
 from tests.providers import settings_on
+from tests.workload import ASKING
 
 pytestmark = pytest.mark.e2b
 
@@ -46,15 +47,20 @@ def environment(e2b_cloud: E2BCloud, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def victim(home: Path, cloud: E2BCloud, steps: Sequence[dict[str, Any]] | None, **more: Any) -> Iterator[str]:
+def victim(
+    home: Path, cloud: E2BCloud, steps: Sequence[dict[str, Any]] | None, *, allow_first: bool = False, **more: Any
+) -> Iterator[str]:
     """A server, killed at the end; the line that it prints when it is ready: with steps, the session's id.
 
     Args:
+        allow_first: the agent has slept over its questions, and the first was answered.
         more: settings beside those of the kind.
     """
     command = [sys.executable, "-m", "tests.e2b_victim", str(home), json.dumps(settings_on(cloud) | more)]
     if steps is not None:
         command.append(json.dumps(steps))
+    if allow_first:
+        command.append("--allow-first")
     server = subprocess.Popen(
         command, stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, **cloud.environment}, start_new_session=True
     )
@@ -147,10 +153,51 @@ async def test_a_turn_goes_on_when_its_server_was_killed(tmp_path: Path, e2b_clo
         await check(registry, e2b_cloud, session_id, undisturbed, 3)
 
 
+@pytest.mark.parametrize("calls", [1, 3])
+async def test_a_call_that_was_taken_up_again_when_its_server_was_killed_runs_once_and_leaves_the_others_waiting(
+    tmp_path: Path, e2b_cloud: E2BCloud, calls: int
+) -> None:
+    home, policies = tmp_path / "home", tmp_path / "policies"
+    policies.mkdir()
+    (policies / "asking.yaml").write_text(ASKING)
+    asking = {"policy": "asking", "policy_dir": str(policies), "approval_hot_s": 0.3}
+    steps = [
+        bash("touch started; until test -e go; do sleep 0.05; done; echo once"),
+        *({**bash(f"touch {number}; echo ran"), "parallel": True} for number in range(1, calls)),
+        {"reply_with": "tool_results"},
+    ]
+    with victim(home, e2b_cloud, steps, allow_first=True, **asking) as session_id:
+        workspace = workspace_of(e2b_cloud)
+        deadline = time.monotonic() + PATIENCE_S
+        while not (workspace / "started").exists():
+            assert time.monotonic() < deadline, "the tool did not start"
+            time.sleep(0.02)
+    async with open_house(home, **settings_on(e2b_cloud), **asking) as registry:
+        with anyio.fail_after(PATIENCE_S):
+            while not (await registry.get(ME, session_id)).resident:
+                await anyio.sleep(0.05)
+        (workspace / "go").touch()
+        for left in range(calls - 1, 0, -1):
+            asleep = await until(
+                registry, session_id, lambda now: now.stop_reason is StopReason.AWAITING_APPROVAL and now.changed_files
+            )
+            assert len(asleep.pending_approvals) == left
+            # The model is not asked before all calls are done.
+            assert asleep.cost.requests == 1
+            await registry.answer_approval(ME, asleep.pending_approvals[0].approval_id, allow=True)
+            await until(registry, session_id, lambda now, left=left: len(now.pending_approvals) < left)
+        outcome = await settled(registry, session_id)
+        assert (outcome.stop_reason, outcome.turn, outcome.error) == (StopReason.END_TURN, 1, None)
+        assert outcome.text.split() == ["once", *["ran"] * (calls - 1)]
+        assert outcome.cost.requests == 2
+        await registry.end(ME, session_id, delete=True)
+
+
 async def test_time_of_a_sandbox_whose_agent_is_taken_over_is_charged_without_gap_or_overlap(
     tmp_path: Path, e2b_cloud: E2BCloud
 ) -> None:
-    home, price = tmp_path / "home", {"sandbox_usd_per_s": 0.01}
+    home = tmp_path / "home"
+    price: dict[str, Any] = {"sandbox_usd_per_s": 0.01}
     with victim(home, e2b_cloud, STEPS, **price) as session_id:
         await long_unwritten(home, session_id)
     since, heard_for = unwritten(home, session_id)
