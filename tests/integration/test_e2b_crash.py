@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,35 @@ async def test_a_call_that_was_taken_up_again_when_its_server_was_killed_runs_on
         assert (outcome.stop_reason, outcome.turn, outcome.error) == (StopReason.END_TURN, 1, None)
         assert outcome.text.split() == ["once", *["ran"] * (calls - 1)]
         assert outcome.cost.requests == 2
+        await registry.end(ME, session_id, delete=True)
+
+
+async def test_a_question_that_was_hot_when_its_server_was_killed_is_answered_at_the_next(
+    tmp_path: Path, e2b_cloud: E2BCloud
+) -> None:
+    home, policies = tmp_path / "home", tmp_path / "policies"
+    policies.mkdir()
+    (policies / "asking.yaml").write_text(ASKING)
+    asking = {"policy": "asking", "policy_dir": str(policies)}
+    steps = [bash("touch started; echo once"), {"reply_with": "last_tool_result"}]
+    with victim(home, e2b_cloud, steps, **asking) as session_id:
+        with closing(sqlite3.connect(home / "rookery.db")) as database:
+            deadline = time.monotonic() + PATIENCE_S
+            while not database.execute("SELECT 1 FROM approvals WHERE status = 'pending'").fetchone():
+                assert time.monotonic() < deadline, "nothing was asked"
+                time.sleep(0.02)
+    identity = e2b_cloud.living()
+    async with open_house(home, **settings_on(e2b_cloud), **asking) as registry:
+        with anyio.fail_after(PATIENCE_S):
+            while not (await registry.get(ME, session_id)).resident:
+                await anyio.sleep(0.05)
+        (pending,) = (await until(registry, session_id, lambda now: now.pending_approvals)).pending_approvals
+        await registry.answer_approval(ME, pending.approval_id, allow=True)
+        outcome = await settled(registry, session_id)
+        assert (outcome.stop_reason, outcome.turn, outcome.error) == (StopReason.END_TURN, 1, None)
+        assert (outcome.text.split(), outcome.denials) == (["once"], 0)
+        assert await registry.list_approvals(ME) == []
+        assert e2b_cloud.living() == identity
         await registry.end(ME, session_id, delete=True)
 
 
