@@ -43,6 +43,9 @@ TAKE_OVER_S: Final = 60.0
 MENDED_AT_ONCE: Final = 4
 """Sessions mended side by side."""
 
+BUSY_S: Final = 5.0
+"""How long it waits for somebody who is at a session, before it leaves that to the next round."""
+
 LAST_LOOK_S: Final = 20.0
 """Longest look at the files that an interrupted turn changed."""
 
@@ -155,11 +158,13 @@ class Janitor:
         return len(mended)
 
     async def _mend(self, session_id: str) -> bool:
-        """Reconcile one session, unless somebody in this process is at it; a failure is tried again next round."""
+        """Reconcile one session, unless somebody in this process stays at it; a failure is tried again next round."""
         lock = self._residents.lock(session_id)
         try:
-            lock.acquire_nowait()
-        except anyio.WouldBlock:
+            # Who just looks, or answers a question of it, is gone in a moment, and a round is a long time to lose.
+            with anyio.fail_after(BUSY_S):
+                await lock.acquire()
+        except TimeoutError:
             return False
         try:
             return await self.reconcile_session(await self._services.store.session_for_server(session_id))

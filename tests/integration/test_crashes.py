@@ -97,8 +97,37 @@ async def test_an_interrupted_turn_says_what_was_done(tmp_path: Path) -> None:
         assert "cut off" in after.text
 
 
+async def test_a_session_that_somebody_is_just_at_is_mended_in_the_same_round(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as registry:
+        session_id = await spawn(registry, [bash("sleep 30")])
+        await seen(registry, session_id, EventKind.TOOL_CALL)
+        await lose(registry, session_id)
+        mended: list[int] = []
+
+        async def mend() -> None:
+            mended.append(await registry.janitor.reconcile())
+
+        lock = registry._fleet.lock(session_id)
+        async with anyio.create_task_group() as tasks, lock:
+            tasks.start_soon(mend)
+            with anyio.fail_after(PATIENCE_S):
+                while not lock.statistics().tasks_waiting:
+                    await anyio.lowlevel.checkpoint()
+        assert mended == [1]
+        assert (await registry.outcome(ME, session_id)).stop_reason is StopReason.INTERRUPTED
+
+
 async def abandon(registry: object, session_id: str) -> None:
-    """Lose a session's actor as a failing store would: its end is never written, and the janitor's round comes by."""
+    """Lose a session's actor, and wait until the janitor's round has come by."""
+    await lose(registry, session_id)
+    with anyio.fail_after(10):
+        # A session that somebody in this process stays at is left to the next round.
+        while not await registry.janitor.reconcile():  # type: ignore[attr-defined]
+            await anyio.sleep(0.01)
+
+
+async def lose(registry: object, session_id: str) -> None:
+    """Lose a session's actor as a failing store would: its end is never written."""
     fleet = registry._fleet  # type: ignore[attr-defined]  # nothing public loses an actor
     actor = fleet.actors[session_id]
 
@@ -116,9 +145,6 @@ async def abandon(registry: object, session_id: str) -> None:
         store.end_turn = saved
     with anyio.fail_after(10):
         while session_id in fleet.actors:
-            await anyio.sleep(0.01)
-        # A session that somebody in this process is just at is left to the next round.
-        while not await registry.janitor.reconcile():  # type: ignore[attr-defined]
             await anyio.sleep(0.01)
 
 

@@ -200,14 +200,16 @@ async def test_a_question_that_was_hot_when_its_server_was_killed_is_answered_at
     home, policies = tmp_path / "home", tmp_path / "policies"
     policies.mkdir()
     (policies / "asking.yaml").write_text(ASKING)
-    asking = {"policy": "asking", "policy_dir": str(policies)}
+    asking: dict[str, Any] = {"policy": "asking", "policy_dir": str(policies)}
     steps = [bash("touch started; echo once"), {"reply_with": "last_tool_result"}]
-    with victim(home, e2b_cloud, steps, **asking) as session_id:
-        with closing(sqlite3.connect(home / "rookery.db")) as database:
-            deadline = time.monotonic() + PATIENCE_S
-            while not database.execute("SELECT 1 FROM approvals WHERE status = 'pending'").fetchone():
-                assert time.monotonic() < deadline, "nothing was asked"
-                time.sleep(0.02)
+    with (
+        victim(home, e2b_cloud, steps, **asking) as session_id,
+        closing(sqlite3.connect(home / "rookery.db")) as database,
+    ):
+        deadline = time.monotonic() + PATIENCE_S
+        while not database.execute("SELECT 1 FROM approvals WHERE status = 'pending'").fetchone():
+            assert time.monotonic() < deadline, "nothing was asked"
+            time.sleep(0.02)
     identity = e2b_cloud.living()
     async with open_house(home, **settings_on(e2b_cloud), **asking) as registry:
         with anyio.fail_after(PATIENCE_S):
