@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import socket as sockets
 import struct
 from collections import Counter
@@ -38,7 +40,13 @@ def connection_protocol() -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
             super().connection_made(Corked(transport, self.loop))
-            self.client = peer = _peer(transport)
+            self.client = None
+            try:
+                self.client = peer = _peer(transport)
+            except ProcessLookupError:
+                # Whoever would not be told apart from others could connect so: in a process that is gone at once.
+                transport.abort()
+                return
             if peer is not None and peer[0] != own and not guests.admit(peer[0]):
                 transport.abort()
 
@@ -127,7 +135,11 @@ class Corked(asyncio.Transport):
 def _peer(transport: asyncio.BaseTransport) -> tuple[str, int] | None:
     """Who is at the other end of a Unix socket: its pid namespace, which every sandbox has one of, and its pid.
 
-    The kernel says it, so nobody can claim to be another. None where it cannot be told.
+    The kernel says it, so nobody can claim to be another. None where it cannot be told, as on a host that hides
+    processes from each other.
+
+    Raises:
+        ProcessLookupError: the process that connected is gone.
     """
     connection = transport.get_extra_info("socket")
     if connection is None or connection.family != sockets.AF_UNIX:
@@ -138,7 +150,13 @@ def _peer(transport: asyncio.BaseTransport) -> tuple[str, int] | None:
     except OSError:
         return None
     namespace = _namespace(str(pid))
-    return None if namespace is None else (namespace, pid)
+    if namespace is not None:
+        return namespace, pid
+    # The kernel names none (0) of a pid namespace that this one does not see into.
+    if pid > 0:
+        with contextlib.suppress(PermissionError):
+            os.kill(pid, 0)
+    return None
 
 
 def _namespace(pid: str) -> str | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import socket as sockets
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from server.errors import ErrorCode, RookeryError
@@ -525,6 +527,64 @@ async def test_g02_one_sandbox_cannot_use_up_the_connections_of_all(monkeypatch:
         assert int(inside.stdout) == 35
         async with house.client(house.grant().token) as client:
             assert (await client.post("/v1/messages", json=request())).status_code == 200
+
+
+async def test_g02_connections_whose_maker_is_gone_do_not_get_around_the_bound() -> None:
+    """Row G02: the kernel names the process that connected, and of one that is gone no sandbox can be told."""
+    async with gateway_before(replies(200, ANSWER)) as (house, _):
+        data = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        assert await answers_over_orphans(house, 100, data) == [b""] * 100
+        async with house.client(house.grant().token) as client:
+            assert (await client.post("/v1/messages", json=request())).status_code == 200
+
+
+async def test_x07_a_token_is_of_no_use_on_a_connection_whose_maker_is_gone() -> None:
+    """Row X07: replay from another sandbox that hides where it comes from."""
+    async with gateway_before(replies(200, ANSWER)) as (house, fake):
+        grant = house.grant()
+        async with house.client(grant.token) as client:
+            assert (await client.post("/v1/messages", json=request())).status_code == 200
+        body = json.dumps(request()).encode()
+        data = message(grant.token, body, f"content-length: {len(body)}")
+        assert await answers_over_orphans(house, 1, data) == [b""]
+        assert len(fake.seen) == 1
+
+
+async def answers_over_orphans(house: House, count: int, data: bytes) -> list[bytes]:
+    """How each of so many connections begins its answer, which a process made that was gone when they were taken.
+
+    They come from a pid namespace of its own, as a sandbox has.
+    """
+    script = (
+        "import json, os, socket, sys\n"
+        "clients = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]\n"
+        "if not (child := os.fork()):\n"
+        "    for client in clients: client.connect(sys.argv[1])\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "print('connected', flush=True)\n"
+        "data, answers = sys.stdin.buffer.read(), []\n"
+        "for client in clients:\n"
+        "    try:\n"
+        "        client.sendall(data)\n"
+        "        answers.append(client.recv(12).decode())\n"
+        "    except OSError: answers.append('')\n"
+        "print(json.dumps(answers))\n"
+    )
+    sandbox = ["bwrap", "--dev-bind", "/", "/", "--unshare-pid", "--proc", "/proc", "--die-with-parent"]
+    command = [*sandbox, sys.executable, "-c", script, str(house.socket), str(count)]
+
+    def connect() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"connected\n"
+        return process
+
+    # Not in a thread: so the gateway, which lives in this event loop, takes no connection while there is its maker.
+    process = connect()
+    with anyio.fail_after(PATIENCE_S):
+        said, _ = await anyio.to_thread.run_sync(process.communicate, data)
+    return [answer.encode() for answer in json.loads(said)]
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
