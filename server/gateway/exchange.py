@@ -233,6 +233,10 @@ class Exchange:
         gathering = Gathering(answer.chunks())
         try:
             await gathering.each(self._pass_on)
+        except BrokenOffError:
+            # After the end of the message nothing is missing: it is no failure, for the agent or for the turn.
+            if meter is None or not meter.ended:
+                raise
         finally:
             if meter is not None:
                 # What came is charged, also where nobody was left to pass it on to.

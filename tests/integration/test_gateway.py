@@ -219,6 +219,15 @@ async def test_g04_a_stream_that_the_upstream_cuts_is_charged_and_told_to_the_ag
         assert error.code is ErrorCode.MODEL_UNAVAILABLE
 
 
+async def test_a_stream_that_is_cut_after_the_end_of_its_message_is_a_whole_answer() -> None:
+    async with gateway_before(streams(WHOLE, cut=True)) as (house, _):
+        grant = house.grant()
+        assert (await post(house, grant)).content == b"".join(WHOLE)
+        [entry] = house.ledger.entries
+        assert (entry.complete, entry.error) == (True, None)
+        assert not grant.failures
+
+
 async def test_g04_a_stream_that_ends_without_its_end_counts_as_cut() -> None:
     """Row G04."""
     async with gateway_before(streams(WHOLE[:2])) as (house, _):
