@@ -79,6 +79,7 @@ class Exchange:
         self._slot: Slot | None = None
         self._substitutes: tuple[str, ...] = ()
         self._last = True
+        self._held = 0
 
     async def run(self, receive: Receive) -> None:
         """Serve the request. A client that goes away ends it quietly; the grant's revocation cancels it."""
@@ -96,6 +97,7 @@ class Exchange:
         except anyio.EndOfStream:
             _log.debug("client_left_early", session_id=self._binding.session_id)
         finally:
+            self._grant.held_bytes -= self._held
             await self._account.settle()
             if self._means.admission is not None:
                 self._means.admission.settled()
@@ -109,22 +111,26 @@ class Exchange:
             raise Refusal(
                 503, "api_error", "The ledger cannot be written, so no further request is made.", cause=Cause.LEDGER
             )
-        length = self._inbound.headers.get("content-length", "0")
-        if length.isdecimal() and grant.held_bytes + int(length) > MAX_HELD_BYTES:
-            raise too_much("This agent has too much under way.")
-        content = await read_body(self._inbound, receive)
-        grant.held_bytes += len(content)
-        try:
-            terms = self._terms()
-            outbound = build(self._inbound, content, terms.server_tools)
-            if outbound.model is not None and not terms.permits_model(outbound.model):
-                raise forbidden(f"The policy does not allow the model {outbound.model}, only {terms.models}.")
-            self._substitutes = tuple(substitutes(outbound, self._means.fallbacks, terms))
-        finally:
-            grant.held_bytes -= len(content)
+        content = await read_body(self._inbound, receive, self._hold)
+        terms = self._terms()
+        outbound = build(self._inbound, content, terms.server_tools)
+        if outbound.model is not None and not terms.permits_model(outbound.model):
+            raise forbidden(f"The policy does not allow the model {outbound.model}, only {terms.models}.")
+        self._substitutes = tuple(substitutes(outbound, self._means.fallbacks, terms))
         if outbound.removed:
             _log.warning("removed_from_request", session_id=self._binding.session_id, removed=outbound.removed)
         return outbound
+
+    def _hold(self, size: int) -> None:
+        """Count bytes of the body, which is in memory until the request is over.
+
+        Raises:
+            Refusal: the agent has too many already.
+        """
+        if self._grant.held_bytes + size > MAX_HELD_BYTES:
+            raise too_much("This agent has too much under way.")
+        self._grant.held_bytes += size
+        self._held += size
 
     def _terms(self) -> Terms:
         """The policy in force.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -163,8 +163,11 @@ def token_of(headers: dict[str, str]) -> str:
     return token
 
 
-async def read_body(inbound: Inbound, receive: Receive, limit: int = MAX_BODY) -> bytes:
+async def read_body(inbound: Inbound, receive: Receive, hold: Callable[[int], None], limit: int = MAX_BODY) -> bytes:
     """The whole body, bounded in size and time.
+
+    Args:
+        hold: told of bytes before they are kept; raises when there is no room for them.
 
     Raises:
         Refusal: it is too large or comes too slowly.
@@ -174,6 +177,8 @@ async def read_body(inbound: Inbound, receive: Receive, limit: int = MAX_BODY) -
     length = inbound.headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > limit:
         raise too_large
+    announced = int(length)
+    hold(announced)
     chunks: list[bytes] = []
     size = 0
     with anyio.move_on_after(BODY_TIMEOUT_S):
@@ -185,6 +190,8 @@ async def read_body(inbound: Inbound, receive: Receive, limit: int = MAX_BODY) -
             size += len(chunk)
             if size > limit:
                 raise too_large
+            if not announced:
+                hold(len(chunk))
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return b"".join(chunks)

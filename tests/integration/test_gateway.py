@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,20 +182,19 @@ async def test_g03_a_client_that_leaves_in_the_midst_pays_for_what_came_and_stop
 
 async def test_g03_a_client_that_leaves_before_the_answer_pays_an_estimate() -> None:
     """Row G03: never free tokens."""
-    asked, never = anyio.Event(), anyio.Event()
+    never = anyio.Event()
 
     async def answer(_scope: Scope, _receive: Receive, _send: Send, _seen: Seen) -> None:
-        asked.set()
         await never.wait()
 
-    async with gateway_before(answer) as (house, _):
+    async with gateway_before(answer) as (house, fake):
         grant = house.grant()
         with anyio.fail_after(PATIENCE_S):
-            for body in (request("w" * 3000, stream=True), request("w" * 3000)):
+            for number, body in enumerate((request("w" * 3000, stream=True), request("w" * 3000))):
                 async with anyio.create_task_group() as group:
                     group.start_soon(post, house, grant, body)
-                    await asked.wait()
-                    await anyio.wait_all_tasks_blocked()
+                    while len(fake.seen) <= number:
+                        await anyio.wait_all_tasks_blocked()
                     group.cancel_scope.cancel()
                 await grant.quiet()
         streamed, whole = house.ledger.entries
@@ -453,6 +453,40 @@ async def test_an_agent_may_not_ask_too_much_at_a_time(monkeypatch: pytest.Monke
                 assert (response.status_code, response.headers["retry-after"]) == (429, "1")
                 go_on.set()
         assert (await post(house, grant)).status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_g02_an_agent_has_so_many_bytes_of_requests_in_memory_at_a_time_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, chunked: bool
+) -> None:
+    """Row G02: many large bodies, none of them too large by itself, before an upstream that takes its time."""
+    monkeypatch.setattr("server.gateway.exchange.MAX_HELD_BYTES", 25_000)
+    go_on = anyio.Event()
+    body = json.dumps(request("w" * 10_000, stream=True)).encode()
+
+    async def send(house: House, grant: Grant) -> httpx2.Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield body
+
+        async with house.client(grant.token) as client:
+            return await client.post("/v1/messages", content=pieces() if chunked else body)
+
+    async with gateway_before(streams(WHOLE[:1], until=go_on, then=WHOLE[1:])) as (house, fake):
+        grant = house.grant()
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(send, house, grant)
+                group.start_soon(send, house, grant)
+                while len(fake.seen) < 2:
+                    await anyio.wait_all_tasks_blocked()
+                response = await send(house, grant)
+                assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+                group.start_soon(send, house, house.grant("another"))
+                while len(fake.seen) < 3:
+                    await anyio.wait_all_tasks_blocked()
+                go_on.set()
+        assert (await send(house, grant)).status_code == 200
+        assert (grant.held_bytes, len(fake.seen)) == (0, 4)
 
 
 @pytest.mark.parametrize("location", ["https://evil.test/v1/messages", "/v1/files"])
