@@ -6,13 +6,15 @@ httptools reads it in C, which halves what a request costs the event loop (measu
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any, ClassVar, Final, cast
 from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_TIMEOUT_S: Final = 15.0
-"""From the connection, or the first byte of a request, to the end of its head (slow-loris, row G02)."""
+"""From the connection, or the first byte of a request, to the end of its head (slow-loris, row G02). As long what is
+left of a body may take when its request is answered already, and nobody reads it."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -30,6 +32,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._framing = 0
         """Bytes of the request that are no body."""
         self._body = 0
+        self._asked: deque[RequestResponseCycle] = deque()
+        """Requests that were not answered when the last one came, in their order."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
@@ -43,8 +47,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The peer is gone, for all that it asked: uvicorn tells its last request only."""
         self._unwatch()
         super().connection_lost(exc)
+        for cycle in self._asked:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, without the blanks around its value, which are none of it (RFC 9110, section 5.5).
@@ -64,7 +72,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         target, _, query = self.url.partition(b"?")
         path = unquote(target.decode("ascii"))
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            while self._asked and self._asked[0].response_complete:
+                self._asked.popleft()
+            self._asked.append(self.cycle)
         self.scope["path"], self.scope["raw_path"], self.scope["query_string"] = path, target, query
 
     def on_body(self, body: bytes) -> None:
@@ -79,24 +92,24 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _watch(self) -> None:
-        """Let the time run while a head is awaited, except on a connection that is kept alive without one."""
-        if self.transport.get_protocol() is not self or not self._awaits_head:
+        """Let the time run while only the peer has something to do, except on a connection that is kept alive."""
+        if self.transport.get_protocol() is not self or not self._awaits_peer:
             self._unwatch()
         elif self._head_timer is None and self.timeout_keep_alive_task is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_late)
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._peer_late)
 
     @property
-    def _awaits_head(self) -> bool:
+    def _awaits_peer(self) -> bool:
         # uvicorn declares the attribute without the None that it holds until the first request.
         cycle = cast("Any", self.cycle)
-        return self._in_head and (cycle is None or cycle.response_complete)
+        return cycle is None or bool(cycle.response_complete)
 
     def _unwatch(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _head_late(self) -> None:
+    def _peer_late(self) -> None:
         self._head_timer = None
-        if self._awaits_head and not self.transport.is_closing():
+        if self._awaits_peer and not self.transport.is_closing():
             self.transport.close()

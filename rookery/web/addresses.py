@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 own origin, so they are allowed wherever the server listens."""
 
 UNIX: Final = "unix:"
+
+UNREAD_S: Final = 300.0
+"""A client that takes nothing of its answer for so long is cut off, by the kernel; so is one that was switched off."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Address:
                 # Connections inherit it. asyncio would set it, but only on sockets that name their protocol; without
                 # it an answer in two writes waits 40 ms for the client's delayed acknowledgement (measured).
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if sys.platform == "linux":
+                    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1000))
                 yield listener
             return
         with socket.socket(socket.AF_UNIX) as listener:
