@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from server.sandboxes.bubblewrap import stillness as module
 from server.sandboxes.bubblewrap.sandbox import BubblewrapSandbox
 from server.sandboxes.bubblewrap.stillness import Stillness
 from tests.sandboxes import PATIENCE_S, sandbox_in
@@ -31,6 +32,12 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[BubblewrapSandbox]:
     """A sandbox in a home of its own."""
     async with sandbox_in(tmp_path) as sandbox:
         yield sandbox
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with much else to do, a thread may not come to its stop within a second."""
+    monkeypatch.setattr(module, "_PATIENCE_S", PATIENCE_S)
 
 
 def sizes(sandbox: BubblewrapSandbox) -> dict[str, int]:
