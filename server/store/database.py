@@ -10,6 +10,7 @@ for the thread always finishes it. A glance spares that hop too. On Postgres the
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -137,6 +138,8 @@ class _Connections:
 
     def __init__(self, path: Path, *, begin: str, count: int, pragmas: Mapping[str, str] | None = None) -> None:
         self._engine = _sqlite_engine(path, begin=begin, size=count, pragmas=pragmas or {})
+        self._count = count
+        self._closed = False
         self._slots = anyio.CapacityLimiter(count)
         # A thread takes one and gives one back: a connection, or None for one that is to be opened. The limiter alone
         # does not do: it counts callers, and one that asyncio cancels is gone before its thread is.
@@ -159,6 +162,8 @@ class _Connections:
     @contextmanager
     def _borrowed(self) -> Iterator[Connection]:
         """An idle connection, which becomes idle again; one that something failed on is handed back to SQLAlchemy."""
+        if self._closed:
+            raise storage_unavailable("The server is going away. Try again in a moment.", detail="the store is closed")
         try:
             connection = self._idle.get(timeout=QUEUE_TIMEOUT_S)
         except Empty as error:
@@ -176,10 +181,13 @@ class _Connections:
             self._idle.put(healthy)
 
     def close(self) -> None:
-        """Close all. No transaction may run any more."""
-        while not self._idle.empty():
-            if connection := self._idle.get():
-                connection.close()
+        """Close all. Transactions whose callers are gone are waited for, as long as one of them may wait for a lock."""
+        self._closed = True
+        deadline = time.monotonic() + 2 * BUSY_TIMEOUT_S
+        with suppress(Empty):
+            for _ in range(self._count):
+                if connection := self._idle.get(timeout=max(0.0, deadline - time.monotonic())):
+                    connection.close()
         self._engine.dispose()
 
 

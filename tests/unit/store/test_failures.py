@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from asyncio import CancelledError, create_task
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
@@ -313,6 +314,36 @@ async def test_a_transaction_whose_caller_is_cancelled_is_done_in_full(sqlite_ur
 
             session = await store.session(ALICE, session_id)
             assert (session.title, session.policy) == ("first half", "second half")
+
+
+async def test_a_store_that_closes_waits_for_a_transaction_whose_caller_is_gone(sqlite_url: str, path: Path) -> None:
+    """Its process may end next; and what it leaves open keeps the log from being folded into the file."""
+    entered = threading.Event()
+
+    def slow(connection: Connection) -> None:
+        entered.set()
+        time.sleep(0.2)
+        connection.exec_driver_sql("UPDATE sessions SET title = 'done'")
+
+    async with open_store(sqlite_url) as store:
+        await started(store, "s1")
+        task = create_task(store._database.write(slow))
+        await anyio.to_thread.run_sync(entered.wait)
+        task.cancel()
+        with pytest.raises(CancelledError):
+            await task
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT title FROM sessions").fetchall() == [("done",)]
+    assert not path.with_name(f"{path.name}-wal").exists()
+
+
+async def test_a_store_that_is_closed_says_so_at_once(sqlite_url: str) -> None:
+    async with open_store(sqlite_url) as store:
+        await started(store, "s1")
+    with anyio.fail_after(10):
+        for use in (store.servers, lambda: store.heartbeat("a"), lambda: store.session(ALICE, "s1")):
+            with unavailable("going away"):
+                await use()
 
 
 async def test_a_caller_that_is_cancelled_in_the_queue_changes_nothing(sqlite_url: str) -> None:
