@@ -107,7 +107,7 @@ class Slot:
     def answered(self, status: int, retry_after: float | None) -> None:
         """Tell how the API answered."""
         if status in LIMITING:
-            pause = retry_after if retry_after else min(FIRST_PAUSE_S * 2**self._lane.refusals, LONGEST_PAUSE_S)
+            pause = retry_after if retry_after else _pause_after(self._lane.refusals)
             self._lane.refused(anyio.current_time(), pause * (1 + JITTER * self._jitter()))
         elif status < 400:
             self._lane.accepted()
@@ -198,6 +198,11 @@ class FleetLimiter:
             raise
         finally:
             grant.waiting_until = None
+
+
+def _pause_after(refusals: int) -> float:
+    """The pause after so many refusals in a row. An outage may bring more than a power of two can be had of."""
+    return min(FIRST_PAUSE_S * 2.0 ** min(refusals, 32), LONGEST_PAUSE_S)
 
 
 def _check(lane: Lane, now: float, began: float) -> None:

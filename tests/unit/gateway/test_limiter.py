@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import anyio
 import pytest
 
 from server.clock import SYSTEM_CLOCK
 from server.gateway.grants import Grant, GrantTable
-from server.gateway.limiter import LONGEST_WAIT_S, MAX_LANES, FleetLimiter
+from server.gateway.limiter import LONGEST_PAUSE_S, LONGEST_WAIT_S, MAX_LANES, FleetLimiter
 from server.gateway.refusals import Refusal
 
 MODEL = "claude-sonnet-4-5"
@@ -62,6 +64,15 @@ async def test_pauses_grow_while_the_api_refuses_and_are_prolonged_by_jitter() -
         third = await answered(limiter, 200)
     assert second - first >= 0.5 * 1.25
     assert third - second >= 1.0 * 1.25
+
+
+async def test_a_pause_has_its_bound_however_often_the_api_has_refused() -> None:
+    """A night's outage, with many agents that ask on and on."""
+    limiter = a_limiter()
+    async with limiter.slot(MODEL, a_grant()) as slot:
+        for _ in range(2000):
+            slot.answered(529, None)
+    assert limiter.open_again(MODEL) <= SYSTEM_CLOCK.now() + timedelta(seconds=LONGEST_PAUSE_S)
 
 
 async def test_limits_hold_for_one_model_only() -> None:
