@@ -171,6 +171,10 @@ class Janitor:
         except RookeryError as error:
             log.warning("session could not be mended", session_id=session_id, error=str(error))
             return False
+        except Exception:
+            # A fault of ours, with this session: it must not keep the others from being mended, nor a server's start.
+            log.exception("session could not be mended", session_id=session_id)
+            return False
         finally:
             lock.release()
 

@@ -184,12 +184,19 @@ class KeyedTrees:
         tree_index.replace_file(self._file(key, "sealed"), json.dumps([seal.tree_hash, seal.token]).encode())
 
     def sealed(self, key: str) -> Seal | None:
-        """What a tree elsewhere was when it was left alone; None while somebody works with it."""
+        """What a tree elsewhere was when it was left alone; None while somebody works with it.
+
+        Of a damaged one, as a power cut may leave it, the tree that was seen last is all that is known.
+        """
         try:
             tree_hash, token = json.loads(self._file(key, "sealed").read_bytes())
+            return Seal(bytes.fromhex(tree_hash).hex(), None if token is None else str(token))
         except FileNotFoundError:
             return None
-        return Seal(tree_hash, token)
+        except (ValueError, TypeError) as error:
+            _log.warning("seal_damaged", extra={"detail": repr(error)})
+        known = self.latest(key)
+        return None if known is None else Seal(known.hex(), None)
 
     def unseal(self, key: str) -> None:
         """Somebody works with the tree from now on."""

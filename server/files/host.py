@@ -73,7 +73,8 @@ class HostFiles:
         seal = await self._checkpoints.mirror.sealed(self._key)
         if seal is not None:
             await self._checkpoints.mirror.unseal(self._key)
-            self._known = seal.tree_hash
+            if seal.token is not None:
+                self._known = seal.tree_hash
         return True
 
     async def pending(self) -> PendingRestore | None:

@@ -14,12 +14,15 @@ import anyio.to_thread
 import pytest
 
 from server.errors import ErrorCode, RookeryError
+from server.files import WorkspaceFiles
 from server.gateway.listener import unix_listener
 from server.gateway.scripted import prompt_with
+from server.healing import heal_workspace
 from server.leases import Leases
-from server.models import EventKind, SessionState, StopReason
+from server.models import EventKind, SessionRecord, SessionState, StopReason
 from server.requests import CostRequest, ListRequest
 from server.sandboxes.base import SandboxSpec
+from server.services import Services
 from tests.crashes import Promises, crash_and_check, kill_one, temporary_directory
 from tests.house import ME, PATIENCE_S, bash, go_on, open_house, run, say, seen, settled, spawn
 from tests.metering import long_unwritten, stretches, unwritten
@@ -146,6 +149,47 @@ async def lose(registry: object, session_id: str) -> None:
     with anyio.fail_after(10):
         while session_id in fleet.actors:
             await anyio.sleep(0.01)
+
+
+async def test_a_session_that_cannot_be_mended_keeps_no_other_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one odd session would keep the whole server from its start."""
+    async with open_house(tmp_path) as registry:
+        odd, other = [await spawn(registry, [bash("tail -f /dev/null")]) for _ in range(2)]
+        for session_id in (odd, other):
+            await seen(registry, session_id, EventKind.TOOL_CALL)
+            await lose(registry, session_id)
+
+        async def heal(services: Services, session: SessionRecord, files: WorkspaceFiles) -> None:
+            if session.id == odd:
+                raise KeyError("a fault of ours")
+            await heal_workspace(services, session, files)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("server.janitor.heal_workspace", heal)
+            await registry.janitor.reconcile()
+            states = [(await registry.outcome(ME, session_id)).state for session_id in (odd, other)]
+            assert states == [SessionState.RUNNING, SessionState.IDLE]
+        await registry.janitor.reconcile()
+        assert (await registry.outcome(ME, odd)).state is SessionState.IDLE
+
+
+@pytest.mark.parametrize("kind", ["index", "trees", "sealed", "restore"])
+async def test_a_session_goes_on_whose_files_about_its_workspace_a_power_cut_left_empty(
+    tmp_path: Path, kind: str
+) -> None:
+    """They are put in place at once, but what is in them may not have reached the disk."""
+    async with open_house(tmp_path) as registry:
+        session_id = (await run(registry, [bash("echo kept > kept")])).session_id
+    for path in (tmp_path / "indexes").rglob(f"*.{kind}"):
+        path.write_bytes(b"")
+    async with open_house(tmp_path) as registry:
+        again = await go_on(registry, session_id, [bash("cat kept"), {"reply_with": "last_tool_result"}])
+        assert (again.stop_reason, again.text) == (StopReason.END_TURN, "kept")
+        start = (await registry.get(ME, session_id)).checkpoints[0]
+        report = await registry.rewind(ME, session_id, start.checkpoint_id, dry_run=True, conversation=False)
+        assert [change.path for change in report.files] == ["kept"]
 
 
 @pytest.mark.parametrize(("phase", "how"), [("fork filled", "after"), ("turn begun", "after")])

@@ -12,6 +12,7 @@ import pytest
 from policies import Facts
 from policies.paths import resolve
 from policies.types import LinkLookup
+from server.checkpoints import Seal
 from server.errors import ErrorCode, RookeryError
 from server.files import HostFiles, ReadableFiles, StoredFiles
 from server.files.engines import THIN_AFTER
@@ -127,6 +128,28 @@ async def test_a_workspace_that_could_not_be_sealed_is_compared_with_what_was_kn
         (desk.tree / "a" / "new").unlink()
     assert await files.intact() is not lost
     assert (await packed(desk).mirror.sealed("s") is not None) is lost, "it stays so until somebody decides"
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[", b"[1, 2]", b'["no tree", ""]', b"{}"])
+async def test_a_damaged_seal_is_no_leave_to_go_on_with_other_files(desk: Desk, damaged: bytes) -> None:
+    """As a power cut leaves it: what was known last is compared, and nothing is taken for certain."""
+    shell(desk.tree, "mkdir a; echo x > a/file")
+    files = packed(desk).files("s", desk.tree)
+    await files.seal()
+    await packed(desk).close()
+    (seal,) = (desk.home / "index").glob("s.sealed")
+    seal.write_bytes(damaged)
+    (desk.tree / "a" / "file").rename(desk.tree / "a" / "moved")
+    assert not await files.intact()
+    (desk.tree / "a" / "moved").rename(desk.tree / "a" / "file")
+    assert await files.intact()
+
+    on_this_host = HostFiles(packed(desk), "s", desk.tree, None)
+    await packed(desk).mirror.seal("s", Seal(tree_hash=(await on_this_host.take()).tree_hash, token=""))
+    seal.write_bytes(damaged)
+    shell(desk.tree, "echo new > a/new")
+    assert await on_this_host.intact()
+    assert (await on_this_host.take()).files == 2
 
 
 async def test_what_only_older_snapshots_need_goes_from_the_sandbox_and_comes_back_when_asked_for(desk: Desk) -> None:
