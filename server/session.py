@@ -156,9 +156,12 @@ class SessionActor:
             self._take_unstarted()
             self._receive.close()
             with anyio.CancelScope(shield=True):
-                await self.placement.close()
-                await self._meter.close()
-                await self._settle()
+                for step in (self.placement.close, self._meter.close, self._settle):
+                    try:
+                        await step()
+                    except Exception as error:
+                        # It must not end the other agents of this process, which live beside this one.
+                        self._log_failure(error, failure_of(error))
             self.stopped.set()
 
     def _log_failure(self, error: Exception, failure: RookeryError) -> None:

@@ -105,10 +105,10 @@ async def test_a_session_that_somebody_is_just_at_is_mended_in_the_same_round(tm
         session_id = await spawn(registry, [bash("sleep 30")])
         await seen(registry, session_id, EventKind.TOOL_CALL)
         await lose(registry, session_id)
-        mended: list[int] = []
+        rounds: list[int] = []
 
         async def mend() -> None:
-            mended.append(await registry.janitor.reconcile())
+            rounds.append(await registry.janitor.reconcile())
 
         lock = registry._fleet.lock(session_id)
         async with anyio.create_task_group() as tasks, lock:
@@ -116,26 +116,35 @@ async def test_a_session_that_somebody_is_just_at_is_mended_in_the_same_round(tm
             with anyio.fail_after(PATIENCE_S):
                 while not lock.statistics().tasks_waiting:
                     await anyio.lowlevel.checkpoint()
-        assert mended == [1]
+        assert rounds == [1]
         assert (await registry.outcome(ME, session_id)).stop_reason is StopReason.INTERRUPTED
+
+
+FULL = RookeryError(ErrorCode.STORAGE_UNAVAILABLE, "The disk is full.")
 
 
 async def abandon(registry: object, session_id: str) -> None:
     """Lose a session's actor, and wait until the janitor's round has come by."""
     await lose(registry, session_id)
-    with anyio.fail_after(10):
-        # A session that somebody in this process stays at is left to the next round.
-        while not await registry.janitor.reconcile():  # type: ignore[attr-defined]
+    await mended(registry, session_id)
+
+
+async def mended(registry: object, session_id: str) -> None:
+    """Have the janitor go round until a session is not at work any more."""
+    with anyio.fail_after(PATIENCE_S):
+        # A session that somebody in this process is just at is left to the next round.
+        while (await registry.outcome(ME, session_id)).state.is_busy:  # type: ignore[attr-defined]
+            await registry.janitor.reconcile()  # type: ignore[attr-defined]
             await anyio.sleep(0.01)
 
 
-async def lose(registry: object, session_id: str) -> None:
+async def lose(registry: object, session_id: str, error: Exception = FULL) -> None:
     """Lose a session's actor as a failing store would: its end is never written."""
     fleet = registry._fleet  # type: ignore[attr-defined]  # nothing public loses an actor
     actor = fleet.actors[session_id]
 
     async def lost(*_: object, **__: object) -> None:
-        raise RookeryError(ErrorCode.STORAGE_UNAVAILABLE, "The disk is full.")
+        raise error
 
     store = registry._services.store  # type: ignore[attr-defined]
     saved = store.end_turn
@@ -151,6 +160,17 @@ async def lose(registry: object, session_id: str) -> None:
             await anyio.sleep(0.01)
 
 
+async def test_a_fault_at_the_end_of_one_session_ends_no_other(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as registry:
+        odd, other = [await spawn(registry, [bash("tail -f /dev/null")]) for _ in range(2)]
+        for session_id in (odd, other):
+            await seen(registry, session_id, EventKind.TOOL_CALL)
+        await lose(registry, odd, KeyError("a fault of ours"))
+        assert set(registry._fleet.actors) == {other}
+        await mended(registry, odd)
+        assert (await registry.outcome(ME, other)).state is SessionState.RUNNING
+
+
 async def test_a_session_that_cannot_be_mended_keeps_no_other_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,18 +181,22 @@ async def test_a_session_that_cannot_be_mended_keeps_no_other_from_it(
             await seen(registry, session_id, EventKind.TOOL_CALL)
             await lose(registry, session_id)
 
+        tried = anyio.Event()
+
         async def heal(services: Services, session: SessionRecord, files: WorkspaceFiles) -> None:
             if session.id == odd:
+                tried.set()
                 raise KeyError("a fault of ours")
             await heal_workspace(services, session, files)
 
         with monkeypatch.context() as patch:
             patch.setattr("server.janitor.heal_workspace", heal)
-            await registry.janitor.reconcile()
-            states = [(await registry.outcome(ME, session_id)).state for session_id in (odd, other)]
-            assert states == [SessionState.RUNNING, SessionState.IDLE]
-        await registry.janitor.reconcile()
-        assert (await registry.outcome(ME, odd)).state is SessionState.IDLE
+            await mended(registry, other)
+            with anyio.fail_after(PATIENCE_S):
+                while not tried.is_set():
+                    await registry.janitor.reconcile()
+            assert (await registry.outcome(ME, odd)).state is SessionState.RUNNING
+        await mended(registry, odd)
 
 
 @pytest.mark.parametrize("kind", ["index", "trees", "sealed", "restore"])
