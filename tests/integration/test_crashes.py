@@ -17,12 +17,12 @@ from server.errors import ErrorCode, RookeryError
 from server.files import WorkspaceFiles
 from server.gateway.listener import unix_listener
 from server.gateway.scripted import prompt_with
-from server.healing import heal_workspace
 from server.leases import Leases
 from server.models import EventKind, SessionRecord, SessionState, StopReason
 from server.requests import CostRequest, ListRequest
 from server.sandboxes.base import SandboxSpec
 from server.services import Services
+from server.workspaces.healing import heal_workspace
 from tests.crashes import Promises, crash_and_check, kill_one, temporary_directory
 from tests.house import ME, PATIENCE_S, bash, go_on, open_house, run, say, seen, settled, spawn
 from tests.metering import long_unwritten, stretches, unwritten
