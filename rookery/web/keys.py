@@ -17,7 +17,7 @@ from jwt.exceptions import PyJWTError
 from rookery.web.addresses import LOOPBACK_NAMES
 
 FETCH_S: Final = 5.0
-"""Longest that the issuer may take to answer."""
+"""Longest that the issuer may take for one answer."""
 
 FRESH_S: Final = 600.0
 """Keys are fetched again after this: one that the issuer withdrew is not trusted for longer."""
@@ -74,20 +74,28 @@ class KeySet:
         Raises:
             IssuerUnreachable: it cannot be asked, and what it last said is too old.
         """
-        if self._age() < FRESH_S and key_id in self._keys:
-            return self._keys[key_id]
+        known = self._keys.get(key_id)
+        if known is not None and (self._age() < FRESH_S or (self._age() < STALE_S and self._is_busy())):
+            return known
         async with self._lock:
             if (self._age() >= FRESH_S or key_id not in self._keys) and self._may_try():
                 self._tried_at = self._now()
                 try:
                     self._keys = await self._fetch()
                     self._fetched_at = self._now()
-                except (httpx2.HTTPError, ValueError, PyJWTError, KeyError, TypeError) as error:
+                except (httpx2.HTTPError, OSError, ValueError, PyJWTError, KeyError, TypeError) as error:
                     if self._age() >= STALE_S:
                         raise IssuerUnreachable(type(error).__name__) from error
+                finally:
+                    # Who waited for this attempt makes none of its own, however long it took.
+                    self._tried_at = self._now()
             if self._age() >= STALE_S:
                 raise IssuerUnreachable("it could not be reached a moment ago")
             return self._keys.get(key_id)
+
+    def _is_busy(self) -> bool:
+        """Whether the issuer is being asked already: nobody who can be answered without it waits for that."""
+        return self._lock.locked()
 
     def _age(self) -> float:
         return float("inf") if self._fetched_at is None else self._now() - self._fetched_at

@@ -6,6 +6,7 @@ import base64
 import json
 from typing import Any
 
+import anyio
 import httpx2
 import jwt
 import pytest
@@ -16,6 +17,7 @@ from server.callers import Caller, Scope
 from tests.issuers import AUDIENCE, Issuer, new_key
 
 ISSUER = "https://issuer.example/tenant"
+PATIENCE_S = 30.0
 
 
 class Wire:
@@ -26,9 +28,16 @@ class Wire:
         self.time = 1000.0
         self.answers = True
         self.fetched = 0
+        self.silent_s: float | None = None
+        """How long it takes the connection, by the clock of the keys, and says nothing; None: it answers at once."""
+        self.asked = anyio.Event()
 
-    def answer(self, request: httpx2.Request) -> httpx2.Response:
+    async def answer(self, request: httpx2.Request) -> httpx2.Response:
         self.fetched += 1
+        self.asked.set()
+        if self.silent_s is not None:
+            self.time += self.silent_s
+            await anyio.sleep_forever()
         if not self.answers:
             raise httpx2.ConnectError("no route")
         return httpx2.Response(200, json=self.issuer.key_set())
@@ -165,6 +174,38 @@ async def test_an_issuer_that_cannot_be_reached_is_believed_for_a_while_and_then
     wire.answers = True
     wire.time += AGAIN_S
     assert await oauth.caller(issuer.token()) is not None
+
+
+async def test_an_issuer_that_falls_silent_is_believed_for_a_while_too_and_asked_now_and_then(
+    wire: Wire, oauth: OAuth, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rookery.web.keys.FETCH_S", 0.05)
+    assert await oauth.caller(issuer.token()) is not None
+    wire.time += FRESH_S
+    wire.silent_s = 3 * AGAIN_S
+    for _ in range(5):
+        assert await oauth.caller(issuer.token()) is not None
+    assert wire.fetched == 2
+    wire.time += STALE_S
+    with pytest.raises(IssuerUnreachable):
+        await oauth.caller(issuer.token())
+
+
+async def test_nobody_whose_key_is_known_waits_for_an_issuer_that_is_being_asked(
+    wire: Wire, oauth: OAuth, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rookery.web.keys.FETCH_S", 100 * PATIENCE_S)
+    assert await oauth.caller(issuer.token()) is not None
+    wire.time += FRESH_S
+    wire.silent_s, wire.asked = 0, anyio.Event()
+    with anyio.fail_after(PATIENCE_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(oauth.caller, issuer.token())
+            await wire.asked.wait()
+            for _ in range(5):
+                assert await oauth.caller(issuer.token()) is not None
+            tasks.cancel_scope.cancel()
+    assert wire.fetched == 2
 
 
 @pytest.mark.parametrize(
