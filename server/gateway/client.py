@@ -36,6 +36,9 @@ KEEP_ALIVE_S: Final = 60.0
 
 CLOSE_TIMEOUT_S: Final = 2.0
 
+MAX_HEADER: Final = 64 * 1024
+"""Bytes of one header of an answer."""
+
 _NOT_BY_ITSELF: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 """Headers that the client would add: what goes is what the gateway has built."""
 
@@ -154,6 +157,8 @@ async def open_client(base_url: str, socket: Path | None, *, trust_env: bool) ->
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=_NOT_BY_ITSELF,
+        max_line_size=MAX_HEADER,
+        max_field_size=MAX_HEADER,
         timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S),
     )
     try:

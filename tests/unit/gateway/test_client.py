@@ -74,6 +74,15 @@ async def test_nothing_is_sent_but_what_was_given() -> None:
         assert (seen.path, seen.query, seen.body) == ("/v1/messages", "beta=true", b"{}")
 
 
+async def test_an_answer_with_a_long_header_is_an_answer() -> None:
+    """What was worked at is charged, and an upstream behind proxies may bring headers of many kilobytes."""
+    fake = FakeUpstream(replies(200, b"{}", {"content-security-policy": "x" * 30_000}))
+    async with serving(fake) as path, open_client("http://upstream.test", path, trust_env=True) as client:
+        answer = await client.send("POST", "http://upstream.test/v1/messages", {}, b"{}")
+        assert answer.status == 200
+        answer.close()
+
+
 async def test_a_request_without_a_body_announces_none() -> None:
     fake = FakeUpstream(replies(200, b"{}"))
     async with serving(fake) as path, open_client("http://upstream.test", path, trust_env=True) as client:
