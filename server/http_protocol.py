@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final, cast
 from urllib.parse import unquote
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_TIMEOUT_S: Final = 15.0
@@ -17,14 +19,80 @@ HEAD_TIMEOUT_S: Final = 15.0
 left of a body may take when its request is answered already, and nobody reads it."""
 
 
+@dataclass(frozen=True)
+class Offer:
+    """The head of a request that offers to change to a protocol that is not spoken here."""
+
+    line: bytes
+    headers: list[tuple[bytes, bytes]]
+
+    def declined(self) -> bytes:
+        """The head without the offer: the same request, as if it had not been made (RFC 9110, section 7.8)."""
+        lines = [self.line]
+        for name, value in self.headers:
+            kept = value
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                kept = b", ".join(option for option in options if option.lower() != b"upgrade")
+            if name != b"upgrade" and kept:
+                lines.append(name + b": " + kept)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+class Parser:
+    """httptools' parser of requests, which by itself takes a request that offers another protocol for one without a
+    body, and what follows, the body, for the other protocol, or for the next request.
+
+    Args:
+        protocol: is told of what is parsed.
+    """
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        self._protocol = protocol
+        self._parser = self._anew()
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse the next bytes.
+
+        Raises:
+            httptools.HttpParserError: they are no HTTP.
+            httptools.HttpParserUpgrade: the request changes to a protocol that is spoken here.
+        """
+        left = memoryview(data)
+        while True:
+            try:
+                self._parser.feed_data(left)
+            except httptools.HttpParserUpgrade as upgrade:
+                offer = self._protocol.offer
+                if offer is None:
+                    raise
+                left = left[upgrade.args[0] :]
+            else:
+                return
+            self._parser = self._anew()
+            self._parser.feed_data(offer.declined())
+
+    def _anew(self) -> Any:
+        parser = httptools.HttpRequestParser(self._protocol)
+        # As uvicorn does: requests that were sent ahead of an answer may follow one that closes the connection.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes connections that send endless heads or dawdle over them, and lets no trailer pass."""
+    """Closes connections that send endless heads or dawdle over them, lets no trailer pass, and declines protocols."""
 
     max_head: ClassVar[int] = 64 * 1024
     """Bytes of a request's head; what frames the chunks of a body may be as much more as the body itself."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.parser = cast("Any", Parser(self))
+        self.offer: Offer | None = None
+        """Of the request whose head was read last, until it was read again without it."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._in_head = True
         self._head = 0
@@ -69,6 +137,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there. Its target is passed on as it is written, whose host and fragment uvicorn drops."""
+        if self.parser.should_upgrade() and not self._changes_protocol:
+            version = self.parser.get_http_version().encode()
+            line = self.parser.get_method() + b" " + self.url + b" HTTP/" + version
+            self.offer, self._head = Offer(line, list(self.headers)), 0
+            return
+        if self.offer is not None:
+            self.headers[:] = self.offer.headers
+            self.offer = None
         self._in_head = False
         target, _, query = self.url.partition(b"?")
         path = unquote(target.decode("ascii"))
@@ -88,8 +164,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The whole request is there."""
+        if self.offer is not None:
+            return
         self._in_head, self._head, self._framing, self._body = True, 0, 0, 0
         super().on_message_complete()
+
+    @property
+    def _changes_protocol(self) -> bool:
+        """Whether the request, which asks for that, changes to another protocol: a WebSocket, or a tunnel that is no
+        request for anything here."""
+        return bool(self._should_upgrade()) or self.parser.get_method() == b"CONNECT"
 
     def _watch(self) -> None:
         """Let the time run while only the peer has something to do, except on a connection that is kept alive."""

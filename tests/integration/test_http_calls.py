@@ -107,6 +107,14 @@ def test_p03_a_cancellation_stops_the_waiting_and_nothing_else(site: Site, home:
     assert outcome["stop_reason"] == "end_turn"
 
 
+def test_a_client_that_offers_http_2_is_served(site: Site) -> None:
+    """As Java's own does with each request in plain HTTP."""
+    offer = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAEAAEAAAAIAAAAB"}
+    opened = post(site, initialize(), **offer)
+    assert opened.status_code == 200, opened.text
+    assert "rookery" in opened.text
+
+
 async def test_p02_odd_request_ids_get_their_own_answers(site: Site) -> None:
     """P02, P08: many calls at once over one client, of which some are the same."""
     answers: list[Any] = []
