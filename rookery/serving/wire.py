@@ -227,7 +227,11 @@ async def _deliver(
 def _id_of(line: TooLong) -> Any:
     """The request's id where clients write it, first or last in the object; None when it is not found there."""
     match = _ID_AT_START.search(line.head) or _ID_AT_END.search(line.tail)
-    return None if match is None else json.loads(match.group(1))
+    try:
+        return None if match is None else json.loads(match.group(1))
+    except ValueError:
+        # It looks like one and is none: a number that begins with zeros, a control character, no UTF-8.
+        return None
 
 
 async def _write(

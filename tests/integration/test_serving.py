@@ -101,6 +101,9 @@ def test_p01_hostile_lines_get_typed_errors_in_bounded_memory(tmp_path: Path) ->
             (b'{"jsonrpc":"2.0","id":null,"method":"tools/list"}', None, -32600),
             (b'{"jsonrpc":"2.0","id":1.5,"method":"tools/list"}', None, -32600),
             (b'{"jsonrpc":"1.0","id":12,"method":"tools/list"}', None, -32600),
+            (b'{"jsonrpc":"2.0","id":007,"method":"tools/list"}', None, -32700),
+            (b'{"jsonrpc":"2.0","id":"\x01","method":"tools/list"}', None, -32700),
+            (b'{"jsonrpc":"2.0","id":"\xff","method":"tools/list"}', None, -32700),
             (b'{"jsonrpc":"2.0","id":13,"method":"no/such/method"}', 13, -32601),
         ]
         for line, request_id, code in lines:
