@@ -21,7 +21,9 @@ class ListApprovalsArguments(Request):
 
 
 class AnswerArguments(Request):
-    approval_id: SessionId = Field(description="which question, as list_approvals answered it")
+    approval_id: SessionId = Field(
+        description="which question: approval_id of an outcome's pending_approvals, or of list_approvals"
+    )
     decision: Literal["allow", "deny"] = Field(description="whether the call may run")
     note: str = Field(default="", max_length=2_000, description="words for the agent")
 

@@ -37,26 +37,29 @@ class Offer:
 
     def __init__(self, names: Collection[str], arguments: Mapping[str, Collection[str]], *, approves: bool) -> None:
         self.approves = approves
-        self._names = names
+        self.names: Final = frozenset(names)
         self._arguments = arguments
 
     def __contains__(self, tool: str) -> bool:
-        return tool in self._names
+        return tool in self.names
 
     def first(self, *tools: str) -> str | None:
         """The first of these that can be called."""
-        return next((tool for tool in tools if tool in self._names), None)
+        return next((tool for tool in tools if tool in self.names), None)
 
     def among(self, *tools: str) -> Offer:
         """Of what the caller can call these alone."""
-        return Offer(frozenset(tools) & frozenset(self._names), self._arguments, approves=self.approves)
+        return Offer(frozenset(tools) & self.names, self._arguments, approves=self.approves)
 
     def worded(self, text: str) -> str:
         """A text of ours with other names for the tools that go by others here, and without what names none."""
+        return self.described(text) or NOTHING_HELPS
+
+    def described(self, text: str) -> str:
+        """As :meth:`worded`, of a text that leads nowhere: empty where all of it names what is not there."""
         if not self._missing(text):
             return text
-        told = [said for sentence in _SENTENCES.split(text) if (said := self._sentence(sentence))]
-        return " ".join(told) or NOTHING_HELPS
+        return " ".join(said for sentence in _SENTENCES.split(text) if (said := self._sentence(sentence)))
 
     def told(self, error: RookeryError) -> RookeryError:
         """An error as the caller is told of it: its remedies are such as the caller has."""
@@ -78,7 +81,7 @@ class Offer:
         """A part of a sentence; None when it names a tool that is not here, nor one that does the same."""
         for name in self._missing(part):
             other = STAND_INS.get(name)
-            if other is None or other not in self._names:
+            if other is None or other not in self.names:
                 return None
             part = part.replace(name, other)
             given = set(_NAMES.findall(part)) & set(self._arguments[name])
@@ -88,4 +91,4 @@ class Offer:
 
     def _missing(self, text: str) -> set[str]:
         """The tools that a text names and the caller does not have."""
-        return {name for name in _NAMES.findall(text) if name in self._arguments and name not in self._names}
+        return {name for name in _NAMES.findall(text) if name in self._arguments and name not in self.names}

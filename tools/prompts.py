@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tools.tool_server import ToolServer
 
-DELEGATE_NEEDS: Final = frozenset(
-    {"spawn_agent", "wait_for_sessions", "continue_session", "list_files", "read_file", "get_costs"}
-)
-PARALLEL_NEEDS: Final = frozenset(
-    {"spawn_agent", "wait_for_sessions", "continue_session", "end_session", "list_sessions", "get_costs"}
-)
-REVIEW_NEEDS: Final = frozenset({"get_session", "read_transcript", "diff_files", "export_changes"})
+NEEDS: Final[Mapping[str, Sequence[str]]] = {
+    "delegate": ("spawn_agent", "wait_for_sessions", "continue_session", "list_files", "read_file", "get_costs"),
+    "parallel": (
+        "spawn_agent",
+        "wait_for_sessions",
+        "continue_session",
+        "end_session",
+        "list_sessions",
+        "get_costs",
+    ),
+    "review": ("get_session", "read_transcript", "diff_files", "export_changes"),
+}
+"""Of each prompt the tools that it speaks of. It is shown to those who can call them all."""
 
 
 def add_prompts(server: ToolServer) -> None:
-    """Publish the prompts, each where all tools that it speaks of are offered."""
-    for needed, add in ((DELEGATE_NEEDS, _add_delegate), (PARALLEL_NEEDS, _add_parallel), (REVIEW_NEEDS, _add_review)):
-        if needed <= server.tool_names:
-            add(server)
+    """Publish the prompts."""
+    _add_delegate(server)
+    _add_parallel(server)
+    _add_review(server)
 
 
 def _add_delegate(server: ToolServer) -> None:

@@ -17,9 +17,9 @@ from server.errors import ErrorCode, RookeryError
 from tools.backend import Backend
 from tools.completions import add_completions
 from tools.definition import ToolDefinition
-from tools.instructions import instructions_for
 from tools.prompts import add_prompts
 from tools.resources import add_resources
+from tools.showing import Showing
 from tools.subscriptions import Subscriptions
 from tools.tasks import TasksExtension
 from tools.tool_server import ToolServer
@@ -67,18 +67,19 @@ def build_server(
         title="Rookery",
         description="Sandboxed Claude agents as tools.",
         version=version("rookery"),
-        instructions=instructions_for({tool.name for tool in tools}),
         request_state_security=(
             RequestStateSecurity.ephemeral(ttl=STATE_TTL_S)
             if state_key is None
             else RequestStateSecurity(keys=[state_key], ttl=STATE_TTL_S)
         ),
-        cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="public")},
+        # What one caller is shown is not for another; the SDK takes the rest for private by itself.
+        cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="private")},
     )
     tasks.sources.append(TurnTasks(server))
     add_resources(server)
     add_prompts(server)
     add_completions(server)
+    server.middleware.append(Showing(server))
     return server
 
 

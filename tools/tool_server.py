@@ -96,9 +96,17 @@ class ToolServer(MCPServer[Any]):
         Raises:
             RookeryError: ``policy_denied``; ``internal`` as :meth:`caller`.
         """
-        caller = caller_of_request(context.request, self._caller)
+        caller = self.caller_of(context)
         caller.require(scope)
         return caller
+
+    def caller_of(self, context: ServerRequestContext[Any, Any]) -> Caller:
+        """On whose behalf a request of the protocol's layer is served.
+
+        Raises:
+            RookeryError: ``internal`` as :meth:`caller`.
+        """
+        return caller_of_request(context.request, self._caller)
 
     def offer(self, caller: Caller) -> Offer:
         """What a caller can call here."""
@@ -116,13 +124,13 @@ class ToolServer(MCPServer[Any]):
 
     @property
     def tool_names(self) -> frozenset[str]:
-        """Names of the tools that are offered."""
+        """Names of the tools that there are here, whoever may call them."""
         return frozenset(self._definitions)
 
     def told(self, context: ServerRequestContext[Any, Any], error: RookeryError) -> RookeryError:
         """An error as the caller of a request of the protocol's layer is told of it."""
         try:
-            caller = caller_of_request(context.request, self._caller)
+            caller = self.caller_of(context)
         except RookeryError:
             return error
         return self.offer(caller).told(error)
