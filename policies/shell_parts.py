@@ -160,7 +160,7 @@ class _BashParts:
     def _command(self, invocation: Invocation) -> None:
         words = invocation.words
         claims: list[PathClaim] = []
-        tildes = {word.text for word in words if word.tilde}
+        tildes = {word.text[word.text.find("~") :] for word in words if word.tilde}
         for operand in operands(invocation):
             claims.extend(self._operand_claims(operand, operand.text in tildes))
         text = clean(" ".join(word.text for word in words[:50]))

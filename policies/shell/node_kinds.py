@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 CONTAINERS: Final = frozenset(
@@ -35,6 +37,22 @@ WORDS: Final = frozenset(
         "arithmetic_expansion", "extglob_pattern", "regex",
     }
 )  # fmt: skip
+PLAIN_WORDS: Final = frozenset({"word", "string", "raw_string", "concatenation", "number"})
+EXPRESSIONS: Final = frozenset({"unary_expression", "binary_expression"})
+_FILES: Final = frozenset(
+    {
+        "-b", "-c", "-d", "-e", "-f", "-g", "-h", "-k", "-p", "-r", "-s", "-u", "-w", "-x", "-G", "-L", "-N", "-O",
+        "-S", "-nt", "-ot", "-ef", "-n", "-z", "=", "==", "!=", "!",
+    }
+)  # fmt: skip
+TESTS: Final[Mapping[tuple[str, str], frozenset[str]]] = MappingProxyType(
+    {
+        ("[", "]"): _FILES | {"-eq", "-ne", "-lt", "-le", "-gt", "-ge", "-a", "-o"},
+        ("[[", "]]"): _FILES | {"&&", "||"},
+    }
+)
+"""Brackets of a test, and the operators in them that look at files and compare words. Others may run what a word holds:
+``-v`` takes a subscript, and ``[[`` does arithmetic for ``-eq``."""
 RESERVED: Final = frozenset(
     {
         "if", "then", "elif", "else", "fi", "for", "in", "while", "until", "do", "done", "case", "esac", "select",

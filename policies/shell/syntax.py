@@ -11,11 +11,24 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from policies.shell.grammar import parse
-from policies.shell.node_kinds import CONTAINERS, DOUBTS, LOOPS, READING, RESERVED, TOKENS, WORDS, WRITING
+from policies.shell.node_kinds import (
+    CONTAINERS,
+    DOUBTS,
+    EXPRESSIONS,
+    LOOPS,
+    PLAIN_WORDS,
+    READING,
+    RESERVED,
+    TESTS,
+    TOKENS,
+    WORDS,
+    WRITING,
+)
 from policies.shell.script import Assignment, BrokenScriptError, Redirect, Script, SimpleCommand
 from policies.shell.words import Word, WordKind, read_word
 
@@ -59,6 +72,17 @@ def _placed(command: SimpleCommand, place: _Place) -> SimpleCommand:
     if not place.in_loop and not place.fed:
         return command
     return replace(command, in_loop=place.in_loop, fed=command.fed or place.fed)
+
+
+def _parts(nodes: list[Node]) -> Iterator[Node]:
+    """The words and operators of an expression, in their order."""
+    waiting = nodes[::-1]
+    while waiting:
+        node = waiting.pop()
+        if node.type in EXPRESSIONS:
+            waiting.extend(reversed(node.children))
+        else:
+            yield node
 
 
 class _Reader:
@@ -111,6 +135,8 @@ class _Reader:
         elif kind in ("variable_assignment", "variable_assignments"):
             found = node.children if kind == "variable_assignments" else [node]
             self._emit(SimpleCommand(assignments=self._assignments(found, place)), place)
+        elif kind == "test_command":
+            self._test(node, place)
         elif kind == "redirected_statement":
             self._redirected(node, place)
         elif kind in CONTAINERS:
@@ -242,6 +268,31 @@ class _Reader:
                 word = self._word(child, place)
                 words.append(word)
         self._emit(SimpleCommand(tuple(words), self._assignments(assigned, place)), place)
+
+    def _test(self, node: Node, place: _Place) -> None:
+        """``[ … ]`` and ``[[ … ]]``: the program ``test`` with the same words, where those are plain."""
+        opening, *inside, closing = node.children
+        believed = TESTS.get((opening.type, closing.type))
+        if believed is None:
+            self._doubt(DOUBTS[node.type])
+            self._look_through(node, place)
+            return
+        words = [Word("test")]
+        end = opening.end_byte
+        for part in (opening, *_parts(inside), closing):
+            if part is not opening and not _WORD_GAP.fullmatch(self._source, end, part.start_byte):
+                self._doubt("words that are not clearly apart")
+            end = part.end_byte
+            if part in (opening, closing):
+                self._check_token(part)
+            elif part.type in PLAIN_WORDS:
+                words.append(self._word(part, place))
+            else:
+                words.append(Word(self._text(part)))
+                if words[-1].text not in believed:
+                    self._doubt(DOUBTS[node.type])
+                    self._look_through(part, place)
+        self._emit(SimpleCommand(tuple(words)), place)
 
     def _redirected(self, node: Node, place: _Place) -> None:
         inner = place.inside(node)

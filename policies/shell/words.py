@@ -29,7 +29,7 @@ class Word:
     Args:
         text: its value if known, its pattern if a glob, else its source.
         kind: how much is known.
-        tilde: it begins with an unquoted ``~``, which stands for the home.
+        tilde: it begins with an unquoted ``~``, which stands for the home, or has one behind ``NAME=``.
     """
 
     text: str
@@ -46,6 +46,7 @@ _SEPARATORS: Final = frozenset(" \t\n;&|<>()")
 _GLOB: Final = frozenset("*?[")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_./:@%+,-][A-Za-z0-9_./:@%+,=-]*")
 """Words in which every character stands for itself."""
+_ASSIGNED_HOME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=~(?:/|$)")
 _ESCAPED_IN_DOUBLE: Final = frozenset('$`"\\')
 
 
@@ -102,6 +103,13 @@ def read_word(source: str) -> Word:
             index += 2
         elif character in "$`" or character in _SEPARATORS:
             return unknown
+        elif character == "~" and index and source[index - 1] in "=:":
+            # Bash puts the home here too where a word looks like an assignment, as in "dd of=~/x".
+            tilde = _ASSIGNED_HOME.match(source) is not None and index == source.index("=") + 1
+            if not tilde:
+                return unknown
+            value.append(character)
+            index += 1
         else:
             glob = glob or character in _GLOB
             brace = brace or character == "{"

@@ -353,6 +353,18 @@ def test_r14_redirection_targets_are_writes(command: str) -> None:
     assert denied_by(command, files, "home")
 
 
+def test_r14_a_home_behind_an_equals_sign_is_not_taken_for_a_name() -> None:
+    """R14: bash puts the home wherever a word looks like an assignment."""
+    home = policy_of(
+        WHOLE_SHELL, '{id: home, effect: deny, tools: [Write, Edit], when: {path: ["~/**"]}, because: refused}'
+    )
+    for command in ("dd of=~/.bashrc", "dd if=x of=~/.bashrc"):
+        assert refused(command, ECHO)
+        assert denied_by(command, home, "home")
+    for command in ("tee a=x:~/.bashrc", "dd of=~root/x", "dd of='a':~/x"):
+        assert refused(command, ECHO)
+
+
 def test_r14_a_rule_for_writing_there_allows_the_redirection() -> None:
     """R14: the target is judged like the Write tool's."""
     policy = policy_of(

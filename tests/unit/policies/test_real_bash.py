@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from policies.shell.script import BrokenScriptError, Script
 from policies.shell.syntax import read_script
 
-PROGRAMS = ("prog", "tool", "x1")
+PROGRAMS = ("prog", "tool", "x1", "test", "[")
 RECORDER = """#!/bin/sh
 printf '%s\\036' "${0##*/}" "$@" "" >> "$RECORD"
 """
@@ -24,6 +24,11 @@ _RUNS = itertools.count()
 BASH = shutil.which("bash") or ""
 
 pytestmark = pytest.mark.skipif(not BASH, reason="needs bash")
+
+
+def _as_read(made: list[str]) -> list[str]:
+    """Brackets are another way to write ``test``."""
+    return ["test", *made[1:-1]] if made[0] == "[" and made[-1] == "]" else made
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Bench:
         record = self.root / f"record-{next(_RUNS)}"
         record.touch()
         subprocess.run(
-            [BASH, "--norc", "--noprofile", "-c", script],
+            # Without these two of its own, so that what they are given is written down too.
+            [BASH, "--norc", "--noprofile", "-c", f"enable -n test [\n{script}"],
             env={"PATH": str(self.root / "bin"), "RECORD": str(record), "HOME": str(self.root), "LC_ALL": "C.UTF-8"},
             cwd=self.root / "empty",
             stdin=subprocess.DEVNULL,
@@ -48,7 +54,7 @@ class Bench:
             check=False,
         )
         calls = record.read_text().split("\x1e\x1d\x1e")[:-1]
-        return [made.split("\x1e") for made in calls]
+        return [_as_read(made.split("\x1e")) for made in calls]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,20 @@ PIECES = (
     ),
     *("?", "[a]", "é", "'a b'", '"c d"', "\\ ", "\\'", '\\"', "2>", ">", "/dev/null", "<<E\nx\nE\n", "\u00a0", ","),
     *("..", "1", "%", "^", "@", "if true; then prog; fi", "for i in 1 2; do tool; done", "time", "&", "|&", "prog a"),
-    *("tool 'b'", "; prog ", " && x1 "),
+    *(
+        "tool 'b'",
+        "; prog ",
+        " && x1 ",
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "[ -f ",
+        " ] && ",
+        "-eq",
+        "!=",
+        "; [ ! -e 'a b' ] && tool",
+    ),
 )
 
 
@@ -155,6 +174,11 @@ SCRIPTS = (
     "prog a#b",
     "prog {} a",
     "prog 'a\nb'",
+    "[ -f a ] && prog a",
+    "[ ! -e 'a b' ] && tool",
+    'if [ a != "b c" -a -d x ]; then prog a; fi',
+    "test -n a; prog b",
+    "[ 1 -lt 2 ] > /dev/null; prog a",
 )
 
 
