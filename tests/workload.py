@@ -15,7 +15,8 @@ import random
 import signal
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,7 @@ from server.models import Outcome, SessionState
 from server.permissions.approvals import ApprovalDesk
 from server.registry import Registry
 from server.sandboxes.bubblewrap import BubblewrapProvider
+from server.sandboxes.e2b.provider import E2BProvider
 from server.store import Store
 from tests.house import ME, bash, open_house, say, settled, spawn, until
 
@@ -40,6 +42,7 @@ PHASES: Final[dict[str, tuple[type, str]]] = {
     "session written": (Store, "create_session"),
     "turn begun": (Store, "begin_turn"),
     "sandbox made": (BubblewrapProvider, "create"),
+    "sandbox made in the cloud": (E2BProvider, "create"),
     "sandbox written down": (Store, "update_session"),
     "prompt sent": (Agent, "prompt"),
     "events written": (Store, "append_events"),
@@ -77,9 +80,29 @@ MANY_FILES: Final = "for i in $(seq 200); do echo $RANDOM > file$i; done"
 _pipe = 1
 
 
-def overrides(home: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Ground:
+    """Where the killed servers have their sandboxes.
+
+    Args:
+        settings: that say so.
+        environment: that goes with them.
+        longest_run_s: after which a server is killed where it is, if it was not cut off in a phase by then.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    longest_run_s: float = 2.5
+
+
+HERE: Final = Ground()
+"""On this machine."""
+
+
+def overrides(home: Path, ground: Ground) -> dict[str, Any]:
     """Settings of the house under test, the same before and after a crash."""
-    return {"policy_dir": home.parent / "policies", "approval_hot_s": 0.5, "checkpoints_kept": 5}
+    own = {"policy_dir": home.parent / "policies", "approval_hot_s": 0.5, "checkpoints_kept": 5}
+    return {**own, **ground.settings}
 
 
 def prepare(home: Path) -> None:
@@ -217,11 +240,11 @@ class Customer:
         self._sessions.remove(session_id)
 
 
-async def main(home: Path, seed: str, phase: str) -> None:
+async def main(home: Path, seed: str, phase: str, ground: Ground) -> None:
     chance = random.Random(seed)
     if phase != "-":
         cut_off_in(phase, chance)
-    async with open_house(home, warm=chance.choice((0, 1)), **overrides(home)) as registry:
+    async with open_house(home, warm=chance.choice((0, 1)), **overrides(home, ground)) as registry:
         tell("ready")
         async with anyio.create_task_group() as tasks:
             for number in range(CUSTOMERS):
@@ -229,16 +252,18 @@ async def main(home: Path, seed: str, phase: str) -> None:
                 tasks.start_soon(customer.work)
 
 
-def serve(home: str, temporary: str, seed: str, phase: str, pipe: Connection) -> None:
+def serve(home: str, temporary: str, seed: str, phase: str, ground: Ground, pipe: Connection) -> None:
     """Work in ``home`` until killed.
 
     Args:
         temporary: the temporary directory of this server.
         seed: of all that happens.
         phase: one of :data:`PHASES`, or ``-``.
+        ground: where its sandboxes are.
         pipe: where promises are written.
     """
     global _pipe
     _pipe = pipe.fileno()
     tempfile.tempdir = temporary
-    anyio.run(main, Path(home), seed, phase)
+    os.environ.update(ground.environment)
+    anyio.run(main, Path(home), seed, phase, ground)
