@@ -56,6 +56,8 @@ class ApprovalDesk:
         self._asked = True
         approval = await self._question(request, tool_use_id, decision, turn)
         if approval.status is not ApprovalStatus.PENDING:
+            if approval.status is ApprovalStatus.ALLOWED and tool_use_id in await self._finished():
+                return Verdict(Effect.DENY, "This call ran already: a person's answer holds for once.", by=OURSELVES)
             return _verdict(approval)
         put_off = Verdict(Effect.ASK, "Waiting for a person to answer.", defer=True)
         if not hot:
@@ -109,8 +111,12 @@ class ApprovalDesk:
         asked = await store.approvals(self._session.principal, self._session.id, pending=False)
         if not asked:
             return False
-        results = await store.events(self._session.id, kinds=[EventKind.TOOL_RESULT], limit=1_000_000)
-        return bool({one.tool_use_id for one in asked} - {event.data.get("id") for event in results})
+        return not {one.tool_use_id for one in asked} <= await self._finished()
+
+    async def _finished(self) -> set[object]:
+        """The session's calls that have a result."""
+        results = await self._services.store.events(self._session.id, kinds=[EventKind.TOOL_RESULT], limit=1_000_000)
+        return {event.data.get("id") for event in results}
 
     async def _known(self, request: ToolRequest, tool_use_id: str) -> ApprovalRecord | None:
         """The question about this very call, if it was asked before."""

@@ -8,7 +8,7 @@ transcript is dead, as the next call's result hangs on the call; after the last 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +17,10 @@ from server.store import Store
 
 QUIET: Final = frozenset({"Bash", "Read", "Write", "Edit", "NotebookEdit", "Glob", "Grep"})
 """Tools that never ask the model themselves, so that they run while its requests are refused."""
+
+
+_POINTERS: Final = ("parentUuid", "leafUuid")
+"""Keys by which entries of a transcript name others."""
 
 
 @dataclass
@@ -71,14 +75,42 @@ async def next_up(store: Store, session: SessionRecord) -> PutOff | None:
 
 def naming_last(entries: Sequence[Mapping[str, Any]], call: str) -> list[Mapping[str, Any]]:
     """A transcript by which the CLI takes up this call, of all that were put off."""
-    named = [entry for entry in entries if _puts_off(entry, call)]
-    return [*(entry for entry in entries if not _puts_off(entry, call)), *named]
+    named = [entry for entry in entries if _put_off_by(entry) == call]
+    return [*(entry for entry in entries if _put_off_by(entry) != call), *named]
 
 
-def _puts_off(entry: Mapping[str, Any], call: str) -> bool:
+def without_done(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A transcript without the notes that put calls off which have a result by now.
+
+    A CLI that starts again runs the last call that its transcript says was put off, also one that ran already (seen
+    with 2.1.332): what a person allowed once would run at each start. What hung on such a note hangs on what is before.
+    """
+    done = {block.get("tool_use_id") for entry in entries for block in _results(entry)}
+    before: dict[object, object] = {}
+    kept: list[Mapping[str, Any]] = []
+    for entry in entries:
+        call = _put_off_by(entry)
+        if call is not None and call in done:
+            parent = entry.get("parentUuid")
+            before[entry.get("uuid")] = before.get(parent, parent)
+            continue
+        moved = {key: before[entry[key]] for key in _POINTERS if entry.get(key) in before}
+        kept.append({**entry, **moved} if moved else entry)
+    return kept
+
+
+def _put_off_by(entry: Mapping[str, Any]) -> str | None:
+    """The call that an entry puts off."""
     attachment = entry.get("attachment")
-    return (
-        isinstance(attachment, Mapping)
-        and attachment.get("type") == "hook_deferred_tool"
-        and attachment.get("toolUseID") == call
-    )
+    if not isinstance(attachment, Mapping) or attachment.get("type") != "hook_deferred_tool":
+        return None
+    call = attachment.get("toolUseID")
+    return call if isinstance(call, str) else None
+
+
+def _results(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    message = entry.get("message")
+    content = message.get("content") if isinstance(message, Mapping) else None
+    for block in content if isinstance(content, list) else ():
+        if isinstance(block, Mapping) and block.get("type") == "tool_result":
+            yield block

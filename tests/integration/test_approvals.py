@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from server.errors import ErrorCode, RookeryError
+from server.gateway.scripted import prompt_with
 from server.models import EventKind, Outcome, PendingApproval, SessionState, StopReason
 from tests.house import ME, bash, events, go_on, open_house, settled, spawn, until
 
@@ -155,6 +156,43 @@ async def test_calls_that_nobody_answers_each_wait_over_a_restart_and_run_once_a
         assert outcome.cost.requests == requests + 1
         texts = [event.data["text"] for event in await events(registry, session_id) if event.kind is EventKind.TEXT]
         assert texts == [outcome.text]
+
+
+async def test_a_call_that_ran_after_its_answer_does_not_run_again_when_its_agent_starts_again(tmp_path: Path) -> None:
+    home, policies = tmp_path / "home", policy_dir(tmp_path)
+    steps = [bash("touch made; echo once >> log"), {"text": "allowed"}]
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        session_id = await spawn(registry, steps, policy="asking")
+        (pending,) = (await until(registry, session_id, asleep)).pending_approvals
+        await registry.answer_approval(ME, pending.approval_id, allow=True)
+        assert (await settled(registry, session_id)).text == "allowed"
+    look = [bash("cat log"), {"reply_with": "last_tool_result"}]
+    for turn in (2, 3):
+        async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+            outcome = await go_on(registry, session_id, look)
+            assert (outcome.turn, outcome.text.split(), outcome.denials) == (turn, ["once"], 0)
+            assert [event.kind for event in await events(registry, session_id)].count(EventKind.TOOL_RESULT) == turn
+            (fork,) = await registry.fork(ME, session_id, prompt=prompt_with(look), checkpoint_id=None, count=1)
+            assert (await settled(registry, fork)).text.split() == ["once"]
+
+
+async def test_an_answer_holds_for_one_run_whatever_the_cli_makes_of_its_transcript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, policies = tmp_path / "home", policy_dir(tmp_path)
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        session_id = await spawn(registry, [bash("touch made; echo once >> log"), {"text": "ran"}], policy="asking")
+        (pending,) = (await until(registry, session_id, asleep)).pending_approvals
+        await registry.answer_approval(ME, pending.approval_id, allow=True)
+        assert (await settled(registry, session_id)).text == "ran"
+    monkeypatch.setattr("server.launching.agents.without_done", list)
+    async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
+        await go_on(registry, session_id, [{"text": "went on"}])
+        refused = [
+            event.data["because"] for event in await events(registry, session_id) if event.kind is EventKind.DENIAL
+        ]
+        assert refused == ["This call ran already: a person's answer holds for once."]
+        assert (await registry.read_file(ME, session_id, "log")).text == "once\n"
 
 
 async def test_calls_that_are_answered_together_run_one_after_the_other_and_an_expired_one_is_denied(
