@@ -1,8 +1,8 @@
 """Which server processes of one home are alive.
 
 Every server holds an exclusive lock on a file of its own for as long as it lives. The kernel gives the lock back when
-the process dies, whatever killed it, so a free lock is proof of death and needs no time-out. On another host (a shared
-Postgres) only the heartbeat in the store can tell.
+the process dies, whatever killed it, so a free lock is proof of death and needs no time-out. On another host or in
+another home (a shared Postgres) only the heartbeat in the store can tell.
 
 The file names the server's run directory, where its sockets are, before that is made: whoever finds the lock free
 removes both.
@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +32,7 @@ HEARTBEAT_S: Final = 5.0
 """How often a server says that it lives."""
 
 HEARTBEAT_LOST: Final = timedelta(seconds=60)
-"""A server of another host that was silent for so long is dead."""
+"""A server of another place that was silent for so long is dead."""
 
 SHORTEST_TEMPORARY: Final = Path("/tmp")  # noqa: S108 - a directory of our own is made in it
 """Taken where the temporary directory of the environment is too long for a socket in it."""
@@ -41,6 +42,8 @@ _MAX_RUN_PATH: Final = 80
 
 _RUN_DIRECTORY: Final = re.compile(r"rookery-[0-9a-f]{16}")
 _MAX_LOCK_BYTES: Final = 8192
+_NAME: Final = ".name"
+"""File in the directory of locks, with its name."""
 
 
 class Leases:
@@ -79,11 +82,24 @@ class Leases:
             path.unlink(missing_ok=True)
             os.close(descriptor)
 
+    @cached_property
+    def place(self) -> str:
+        """This host and this home, as rows of servers name them: where a server's lock can be looked at.
+
+        The home has a name of its own, for one host may have several, and two containers may call their host the same.
+
+        Raises:
+            OSError: the home cannot be written.
+        """
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return f"{self.host} {_name_of(self._directory)}"
+
     def alive(self, server: ServerRecord) -> bool:
         """Whether a server lives."""
         if server.id == self.server_id:
             return True
-        if server.host != self.host:
+        # A row of an earlier version names the host alone.
+        if server.host not in (self.place, self.host):
             return server.silent_for < HEARTBEAT_LOST
         return self.held(server.id)
 
@@ -130,6 +146,19 @@ class Leases:
 
     def _path(self, server_id: str) -> Path:
         return self._directory / f"{server_id}.lock"
+
+
+def _name_of(directory: Path) -> str:
+    """The name that the first server gave to this directory."""
+    path = directory / _NAME
+    while not path.exists():
+        own = directory / f"{_NAME}-{secrets.token_hex(8)}"
+        own.write_text(secrets.token_hex(8))
+        # Whole or not at all, and by one alone.
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(own)
+        own.unlink()
+    return path.read_text()
 
 
 def _locked(path: Path) -> int:

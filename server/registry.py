@@ -64,6 +64,7 @@ class Registry(SessionReader):
         self.tokens = Tokens(services.store, services.clock)
         """The API tokens of the store."""
         self._fleet = Fleet(services, self._changes, tasks, self._wake_answered)
+        self._leases = leases
         self.janitor = Janitor(services, leases, self._fleet, None if visiting else self._go_on)
         self._forwarding = Forwarding(services, leases, self._serve_command)
         self._answering = Answering(services, self._resume)
@@ -385,7 +386,7 @@ class Registry(SessionReader):
                     # Others took it for dead and struck it off, as after a long stop on another host. What they mended
                     # is theirs; for all that comes it is there again, and nobody cleans up after it any more.
                     log.warning("this server was taken for dead; it is entered again")
-                    await self._services.store.register_server(self._services.server_id)
+                    await self._services.store.register_server(self._services.server_id, place=self._leases.place)
             except RookeryError as error:
                 log.warning("heartbeat failed", error=str(error))
             await anyio.sleep(HEARTBEAT_S)
@@ -422,7 +423,7 @@ async def open_registry(services: Services, leases: Leases, *, visiting: bool = 
         RookeryError: ``storage_unavailable``; ``invalid_argument``: a policy or a hook is broken.
     """
     services.check()
-    await services.store.register_server(services.server_id)
+    await services.store.register_server(services.server_id, place=leases.place)
     try:
         async with background_tasks() as tasks:
             registry = Registry(services, leases, tasks, visiting=visiting)

@@ -282,7 +282,7 @@ def _left(home: Path, temporary: Path, uids: set[int], pid: int) -> list[str]:
     left += [f"temporary {path}" for path in temporary.iterdir()]
     for path, names, _ in os.walk(GROUPS):
         left += [f"group {path}/{name}" for name in names if name.startswith(f"rookery-{pid}-")]
-    locks = [path.name for path in (home / "servers").iterdir()]
+    locks = [path.name for path in (home / "servers").glob("*.lock")]
     if len(servers) != 1 or locks != [f"{servers[0]}.lock"]:
         left.append(f"servers {servers} {locks}")
     left += [f"decisions {path}" for path in (home / "audit").glob("*") if path.stem not in servers]

@@ -22,10 +22,14 @@ _COMMAND: Final = tuple(commands.c[name] for name in Command.model_fields)
 class Processes(Room):
     """Servers with their heartbeats, and the inbox through which they ask each other."""
 
-    async def register_server(self, server_id: str, pid: int | None = None, host: str | None = None) -> ServerRecord:
-        """Enter a server process, by default this one, alive from now."""
-        place = (server_id, pid or os.getpid(), host or socket.gethostname())
-        return await self._database.write(_register, *place, self._now())
+    async def register_server(self, server_id: str, pid: int | None = None, place: str | None = None) -> ServerRecord:
+        """Enter a server process, by default this one, alive from now.
+
+        Args:
+            place: where its lock can be looked at (:attr:`server.leases.Leases.place`); by default this host.
+        """
+        row = (server_id, pid or os.getpid(), place or socket.gethostname())
+        return await self._database.write(_register, *row, self._now())
 
     async def heartbeat(self, server_id: str) -> bool:
         """Say that a server is alive; False when its row is gone, because others took it for dead."""

@@ -409,6 +409,24 @@ async def test_a_server_that_others_took_for_dead_enters_itself_again(
                 await anyio.lowlevel.checkpoint()
 
 
+async def test_servers_of_two_homes_on_one_host_that_share_a_store_do_not_take_each_other_for_dead(
+    tmp_path: Path,
+) -> None:
+    shared = f"sqlite:///{tmp_path / 'shared.db'}"
+    async with open_house(tmp_path / "one", database_url=shared) as one:
+        session_id = await spawn(one, [bash("until [ -e go ]; do sleep 0.05; done"), {"text": "done"}])
+        await seen(one, session_id, EventKind.TOOL_CALL)
+        async with open_house(tmp_path / "two", database_url=shared) as two:
+            assert await two.janitor.reconcile() == 0
+            assert {server.id for server in await two._services.store.servers()} == {
+                one._services.server_id,
+                two._services.server_id,
+            }
+            assert await one.janitor.reconcile() == 0
+            (tmp_path / "one" / "sandboxes" / session_id / "workspace" / "go").touch()
+            assert (await settled(one, session_id)).text == "done"
+
+
 async def test_sandboxes_of_a_dead_server_go_while_another_lives_and_those_of_the_living_stay(tmp_path: Path) -> None:
     async with open_house(tmp_path) as one:
         services = one._services

@@ -84,7 +84,7 @@ async def test_b08_a_server_of_another_host_is_judged_by_the_databases_clock_alo
     there, here = JumpingClock(), JumpingClock()
     leases = Leases(tmp_path, "here")
     async with open_store(url, clock=there) as theirs, open_store(url, clock=here) as ours:
-        await theirs.register_server("there", host="elsewhere")
+        await theirs.register_server("there", place="elsewhere")
         here.jump(by)
         there.jump(-by)
         assert await theirs.heartbeat("there")

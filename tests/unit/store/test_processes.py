@@ -15,7 +15,7 @@ from tests.unit.store.records import ALICE, ended, started
 
 async def test_servers_come_show_that_they_live_and_go(store: Store) -> None:
     first = await store.register_server("a")
-    second = await store.register_server("b", pid=7, host="elsewhere")
+    second = await store.register_server("b", pid=7, place="elsewhere")
 
     assert (first.pid, second.host) == (os.getpid(), "elsewhere")
     found = await store.servers()
