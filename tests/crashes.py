@@ -9,6 +9,7 @@ import random
 import secrets
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ async def check_house(
         listed = await _sessions(registry)
         interrupted = _check_sessions(home, promises, listed)
         await _check_money(registry, home, promises, listed, ground)
-        _check_audit(home)
+        _check_calls(home)
         await _check_requests(registry, promises)
         if interrupted:
             await _carry_on(registry, chance.choice(interrupted))
@@ -252,13 +253,15 @@ def _open_lines(home: Path) -> list[Any]:
         return claims + database.execute(lost).fetchall()
 
 
-def _check_audit(home: Path) -> None:
-    """No call ran without a row of its decision."""
+def _check_calls(home: Path) -> None:
+    """No call ran without a row of its decision, and none ran twice."""
     with sqlite3.connect(home / "rookery.db") as database:
-        results = database.execute("SELECT data FROM events WHERE kind = 'tool_result'").fetchall()
+        results = database.execute("SELECT session_id, data FROM events WHERE kind = 'tool_result'").fetchall()
         decided = {row[0] for row in database.execute("SELECT tool_use_id FROM decisions")}
-    ran = {result["id"] for (data,) in results if not (result := json.loads(data))["is_error"]}
-    assert ran <= decided, f"unrecorded calls: {ran - decided}"
+    ran = Counter((session, result["id"]) for session, data in results if not (result := json.loads(data))["is_error"])
+    unrecorded, again = {call for _, call in ran} - decided, {call for call, times in ran.items() if times > 1}
+    assert not unrecorded, f"unrecorded calls: {unrecorded}"
+    assert not again, f"calls that ran again: {again}"
 
 
 async def _nothing_is_left(home: Path, temporary: Path, uids: set[int], pid: int, started: float) -> None:
