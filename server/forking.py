@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import anyio
+import structlog
 
 from server.errors import ErrorCode, RookeryError
 from server.fleet import Fleet
@@ -16,6 +17,8 @@ from server.requests import PromptRequest
 from server.services import Services
 from server.undo import Undo
 
+log = structlog.get_logger(__name__)
+
 MAX_FORKS: Final = 16
 """Most forks made by one call."""
 
@@ -24,18 +27,32 @@ FILLED_S: Final = 60.0
 
 POLL_S: Final = 0.2
 
+REMOVED_S: Final = 60.0
+"""Longest that it takes to remove the forks of a call that failed; what is left then can be found and ended."""
+
 
 class Forking:
-    """Makes new sessions from checkpoints of others."""
+    """Makes new sessions from checkpoints of others.
+
+    Args:
+        remove: ends a principal's session and deletes it.
+    """
 
     def __init__(
-        self, services: Services, fleet: Fleet, forwarding: Forwarding, undo: Undo, prompting: Prompting
+        self,
+        services: Services,
+        fleet: Fleet,
+        forwarding: Forwarding,
+        undo: Undo,
+        prompting: Prompting,
+        remove: Callable[[str, str], Awaitable[object]],
     ) -> None:
         self._services = services
         self._fleet = fleet
         self._forwarding = forwarding
         self._undo = undo
         self._prompting = prompting
+        self._remove = remove
 
     async def fork(
         self,
@@ -51,7 +68,8 @@ class Forking:
 
         Without a checkpoint: from now when the session rests, from the start of its turn when one runs. The same
         ``request_id`` for the same original gives the forks that it gave first, and makes those that a crash kept it
-        from making.
+        from making. When one of them cannot be made, or cannot begin to work, none of this call is kept: nobody would
+        know of those that work.
 
         Raises:
             RookeryError: ``session_not_found``, ``checkpoint_not_found``, ``invalid_argument``,
@@ -82,14 +100,36 @@ class Forking:
         """One fork for each key, in this order; those that are there already are taken as they are."""
         checkpoint = await self._fork_point(session, checkpoint_id)
         ids: list[str] = []
-        for number, key in enumerate(keys, 1):
-            suffix = f" (fork {number} of {len(keys)})" if len(keys) > 1 else " (fork)"
-            title = f"{session.title[:180]}{suffix}"
-            # Again only when the one that a dead process had begun was removed meanwhile.
-            while (fork_id := await self._one(session, checkpoint, title, request, key)) is None:
-                pass
-            ids.append(fork_id)
+        made: list[str] = []
+        try:
+            for number, key in enumerate(keys, 1):
+                suffix = f" (fork {number} of {len(keys)})" if len(keys) > 1 else " (fork)"
+                title = f"{session.title[:180]}{suffix}"
+                # Again only when the one that a dead process had begun was removed meanwhile.
+                while (fork_id := await self._one(session, checkpoint, title, request, key, made)) is None:
+                    pass
+                ids.append(fork_id)
+        except Exception as error:
+            await self._undone(session.principal, made)
+            if isinstance(error, RookeryError) and made:
+                message = f"{error.message} None of the forks that this call had made was kept."
+                raise RookeryError(error.code, message, detail=error.detail, retryable=error.retryable) from error
+            raise
         return ids
+
+    async def _undone(self, principal: str, made: Sequence[str]) -> None:
+        """Remove the forks of a call that failed."""
+
+        async def remove(fork_id: str) -> None:
+            try:
+                await self._remove(principal, fork_id)
+            except RookeryError as error:
+                log.warning("fork of a call that failed stays", session_id=fork_id, error=str(error))
+
+        with anyio.move_on_after(REMOVED_S, shield=True):
+            async with anyio.create_task_group() as tasks:
+                for fork_id in made:
+                    tasks.start_soon(remove, fork_id)
 
     async def _one(
         self,
@@ -98,12 +138,18 @@ class Forking:
         title: str,
         request: PromptRequest | None,
         key: str | None,
+        made: list[str],
     ) -> str | None:
-        """Make one fork, or find the one that its request made; None when that was not whole and is gone."""
+        """Make one fork, or find the one that its request made; None when that was not whole and is gone.
+
+        Args:
+            made: takes the id of a fork that is made, before anything else is done with it.
+        """
         fork_id = self._services.clock.session_id()
         async with self._fleet.lock(fork_id):
             fork = await self._undo.fork(session, checkpoint, fork_id, title, key)
             if fork.id == fork_id:
+                made.append(fork_id)
                 if request is not None:
                     await self._prompting.begin(fork, request)
                 return fork.id

@@ -71,7 +71,9 @@ class Registry(SessionReader):
         self._spawning = Spawning(services, self._fleet)
         self._prompting = Prompting(services, self._fleet, self.janitor)
         self._holding = Holding(services, self._fleet, self._forwarding)
-        self._forking = Forking(services, self._fleet, self._forwarding, self._undo, self._prompting)
+        self._forking = Forking(
+            services, self._fleet, self._forwarding, self._undo, self._prompting, partial(self.end, delete=True)
+        )
 
     # --- starting ---------------------------------------------------------------------------------------------
 

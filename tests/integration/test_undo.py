@@ -93,6 +93,49 @@ async def test_a_fork_of_a_fork_of_an_ended_session_and_from_an_old_checkpoint(t
         assert "marmalade" in (await go_on(registry, second_fork, [{"reply_with": "conversation"}])).text
 
 
+@pytest.mark.parametrize("limits", [{"principal_sessions": 3}, {"max_sessions": 2, "queue_s": 0}])
+@pytest.mark.parametrize("request_id", [None, "the-same"])
+async def test_forks_that_cannot_all_be_made_leave_none_behind(
+    tmp_path: Path, limits: dict[str, int], request_id: str | None
+) -> None:
+    """Agents of which nobody was told would work, and cost, unseen."""
+    async with open_house(tmp_path, **limits) as registry:
+        first = await run(registry, [{"text": "done"}])
+        for _ in range(2):
+            with pytest.raises(RookeryError, match="None of the forks") as refused:
+                await registry.fork(
+                    ME,
+                    first.session_id,
+                    prompt=prompt_with([bash("tail -f /dev/null")]),
+                    checkpoint_id=None,
+                    count=5,
+                    request_id=request_id,
+                )
+            assert refused.value.code is ErrorCode.TOO_MANY_SESSIONS
+            sessions = (await registry.list(ME, ListRequest(limit=100))).sessions
+            assert [one.session_id for one in sessions] == [first.session_id]
+            assert registry.activity.working == 0
+        ids = await registry.fork(
+            ME,
+            first.session_id,
+            prompt=prompt_with([{"text": "x"}]),
+            checkpoint_id=None,
+            count=2,
+            request_id=request_id,
+        )
+        assert [(await settled(registry, fork)).text for fork in ids] == ["x", "x"]
+
+
+async def test_a_fork_whose_prompt_is_refused_is_not_there(tmp_path: Path) -> None:
+    async with open_house(tmp_path, max_sessions=1, queue_s=0) as registry:
+        first = await run(registry, [{"text": "done"}])
+        await spawn(registry, [bash("tail -f /dev/null")])
+        before = {one.session_id for one in (await registry.list(ME, ListRequest(limit=100))).sessions}
+        with pytest.raises(RookeryError):
+            await registry.fork(ME, first.session_id, prompt="go on", checkpoint_id=None, count=1)
+        assert {one.session_id for one in (await registry.list(ME, ListRequest(limit=100))).sessions} == before
+
+
 async def test_a_fork_while_a_turn_runs_starts_from_the_turns_start(tmp_path: Path) -> None:
     async with open_house(tmp_path) as registry:
         first = await run(registry, [bash("echo one > file"), {"text": "done"}])
