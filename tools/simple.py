@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from server.callers import Scope
 from server.errors import ErrorCode, RookeryError
 from server.models import Outcome
-from server.requests import PromptRequest, Request, SpawnRequest, WorkspaceSource, checked_prompt
+from server.requests import PromptRequest, Request, SpawnRequest, WorkspaceSource, checked_identifier, checked_prompt
 from tools import rendering
 from tools.definition import Call, ToolDefinition
 from tools.next_steps import guided
@@ -29,6 +29,11 @@ class RunArguments(Request):
     @classmethod
     def _prompt(cls, value: str) -> str:
         return checked_prompt(value)
+
+    @field_validator("request_id")
+    @classmethod
+    def _identifier(cls, value: str | None) -> str | None:
+        return checked_identifier(value)
 
 
 class ReplyArguments(Request):

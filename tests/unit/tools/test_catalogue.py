@@ -99,6 +99,15 @@ async def test_the_list_is_the_same_each_time_and_in_both_eras(era: Era, tools: 
     assert listed == [tool.model_dump() for tool in tools.values()]
 
 
+@pytest.mark.parametrize("tool", ["spawn_agent", "run_agent"])
+async def test_a_key_that_is_none_is_told_as_the_callers_mistake(tool: str) -> None:
+    async with Client(build_server(FailedBackend(), tools=tools_of(["all", "simple"]))) as client:
+        for key in ("a/b", "", "a\0b", "x" * 150):
+            error = error_of(await client.call_tool(tool, {"prompt": "x", "request_id": key}))
+            assert error["code"] == "invalid_argument"
+            assert "`request_id`" in error["message"]
+
+
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("toolset", ["all", "sessions,files", "costs", "simple", "simple,all"])
 def test_the_instructions_name_only_what_there_is(toolset: str, read_only: bool) -> None:
