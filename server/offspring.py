@@ -21,6 +21,7 @@ from server.views import (
     SessionPage,
     SessionView,
     TranscriptPage,
+    TurnStatus,
     WrittenFile,
 )
 
@@ -69,6 +70,10 @@ class Offspring:
     async def outcome(self, principal: str, session_id: str) -> Outcome:
         await self._check(session_id, own=True)
         return await self._registry.outcome(principal, session_id)
+
+    async def turn_status(self, principal: str, session_id: str, number: int) -> TurnStatus:
+        await self._check(session_id, own=True)
+        return await self._registry.turn_status(principal, session_id, number)
 
     async def progress(self, principal: str, session_id: str) -> Progress:
         await self._check(session_id, own=True)

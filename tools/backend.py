@@ -49,6 +49,10 @@ class Sessions(Protocol):
         """Where the session stands, with the result of its latest turn."""
         ...
 
+    async def turn_status(self, principal: str, session_id: str, number: int) -> TurnStatus:
+        """One turn by its number, also when later ones have followed."""
+        ...
+
     async def progress(self, principal: str, session_id: str) -> Progress:
         """What the agent does now, for people who wait."""
         ...
@@ -111,10 +115,6 @@ class Sessions(Protocol):
 
 class Registry(Sessions, Protocol):
     """All that a caller may ask of the fleet. Every method raises :class:`~server.errors.RookeryError` only."""
-
-    async def turn_status(self, principal: str, session_id: str, number: int) -> TurnStatus:
-        """One turn by its number, also when later ones have followed."""
-        ...
 
     async def wait_for_any_change(self, timeout_s: float) -> None:
         """Return when this process has changed some session, or after ``timeout_s``."""

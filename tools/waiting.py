@@ -72,7 +72,8 @@ async def wait_until_settled(
     Questions of their policies are put to the caller's user meanwhile, where the client can do that.
 
     Args:
-        turns: session id → the turn that must have been reached; 0 for whatever is there.
+        turns: session id → the turn that must have been reached; 0 for whatever is there. One that others have
+            followed already is answered with its own outcome.
         until: ``all`` of them, or ``any``.
         asks: whether the user is asked.
 
@@ -94,19 +95,28 @@ async def _wait(
     # An outcome is read in several steps, so an event between them may be counted in its cursor and missing from its
     # state. Hence each wait starts from the cursor of the reading before: what that one missed, this one has.
     seen = dict.fromkeys(turns, 0)
+    past: set[str] | None = None
     while True:
         # Read before the outcomes: a question that is answered while they are read still stands open in them.
         open_before = frozenset() if questions is None else questions.open
         outcomes = [await call.registry.outcome(call.principal, session_id) for session_id in turns]
+        if past is None:
+            # A call that is made again, with the request_id of a turn that others have followed since.
+            past = {one.session_id for one in outcomes if 0 < turns[one.session_id] < one.turn}
         asked = set() if questions is None or wait_s <= 0 else questions.put(outcomes, open_before)
         settled = [
-            not is_working(one) and one.turn >= turns[one.session_id] and one.session_id not in asked
+            one.session_id in past
+            or (not is_working(one) and one.turn >= turns[one.session_id] and one.session_id not in asked)
             for one in outcomes
         ]
         done = all(settled) if until == "all" else any(settled)
         left = started + bound - time.monotonic()
         await reporter.report(settled, final=done or left <= 0)
         if done or left <= 0:
+            for index, one in enumerate(outcomes):
+                if one.session_id in past:
+                    turn = await call.registry.turn_status(call.principal, one.session_id, turns[one.session_id])
+                    outcomes[index] = turn.outcome
             return Waited(tuple(outcomes), call.max_wait_s if not done and wait_s > call.max_wait_s else None)
         pause = min(left, reporter.due_in())
         # The registry bounds the wait itself; the scope guards against one that does not.

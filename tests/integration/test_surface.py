@@ -163,6 +163,28 @@ async def test_a_repeated_spawn_with_a_request_id_gives_the_first_session(tmp_pa
         assert second["text"] == "one"
 
 
+async def test_a_repeated_call_answers_with_its_own_turn_also_when_others_have_followed(
+    tmp_path: Path, era: Era
+) -> None:
+    async with served(tmp_path, era) as (client, _):
+        first = await spawn(client, {"text": "one"}, request_id="first")
+        calls = [
+            {"session_id": first["session_id"], "prompt": prompt_with([{"text": text}]), "request_id": text}
+            for text in ("two", "three")
+        ]
+        for call in calls:
+            assert answer_of(await client.call_tool("continue_session", call))["text"] == call["request_id"]
+        repeated = answer_of(await client.call_tool("continue_session", calls[0]))
+        assert (repeated["turn"], repeated["text"]) == (2, "two")
+        again = await spawn(client, {"text": "one"}, request_id="first")
+        assert (again["session_id"], again["turn"], again["text"]) == (first["session_id"], 1, "one")
+        # Nobody needs to wait for the turn that runs now to hear of one that is over.
+        held = {"session_id": first["session_id"], "prompt": prompt_with([HOLD]), "wait_s": 0}
+        await client.call_tool("continue_session", held)
+        with anyio.fail_after(20):
+            assert answer_of(await client.call_tool("continue_session", calls[1]))["text"] == "three"
+
+
 async def test_a_busy_session_refuses_a_second_prompt_and_an_interrupt_stops_it(tmp_path: Path, era: Era) -> None:
     async with served(tmp_path, era) as (client, _):
         session_id = (await spawn(client, HOLD, wait_s=0))["session_id"]
