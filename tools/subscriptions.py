@@ -120,8 +120,13 @@ class Subscriptions:
                 yield
             finally:
                 self._entered -= 1
-                for feed in () if self._entered else self._feeds.values():
-                    feed.listen.close()
+                if not self._entered:
+                    self.drain()
+
+    def drain(self) -> None:
+        """End all streams that are open: their clients are told that it was meant, and listen elsewhere."""
+        for feed in self._feeds.values():
+            feed.listen.close()
 
     async def tell_all(self, event: ServerEvent) -> None:
         """Tell every open stream that asked for such an event: for what concerns everyone, as a list of tools does."""

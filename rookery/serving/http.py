@@ -22,6 +22,7 @@ from rookery.web.protocol import ClientProtocol
 from rookery.web.scrape import Scrape
 from server.callers import LOCAL
 from server.telemetry.prometheus import PrometheusMetrics
+from tools.subscriptions import Subscriptions
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -73,8 +74,13 @@ async def serve_http(settings: Settings, address: Address, *, announce: Callable
         raise ValueError(against)
     http: _Server | None = None
     streams: EventStreams | None = None
+    subscriptions: Subscriptions | None = None
+    draining = anyio.Event()
 
     def leave() -> None:
+        draining.set()
+        if subscriptions is not None:
+            subscriptions.drain()
         if streams is not None:
             streams.drain()
         if http is not None:
@@ -89,9 +95,10 @@ async def serve_http(settings: Settings, address: Address, *, announce: Callable
             caller = None if settings.auth else LOCAL
             server = server_for(settings, backend, caller=caller, on_failure=backend.failed)
             names = Names.of(address, settings.public_url, settings.allowed_origins)
-            streams = EventStreams(backend, caller)
+            streams, subscriptions = EventStreams(backend, caller), server.subscriptions
             beside = [*health.routes(), *scrape.routes(), *streams.routes()]
-            http = _Server(build_app(server, settings, names, beside, address.url(listener)), settings, health)
+            app = build_app(server, settings, names, beside, address.url(listener), draining)
+            http = _Server(app, settings, health)
             backend.start()
             announce(address.url(listener))
             await http.serve(sockets=[listener])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+import anyio
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -18,16 +19,27 @@ from rookery.web.guard import Guard
 from rookery.web.keys import KeySet
 from rookery.web.oauth import OAuth
 from rookery.web.rates import Rates
+from rookery.web.standing import Standing
 
 if TYPE_CHECKING:
     from server.settings import Settings
     from tools.tool_server import ToolServer
 
+ENDPOINT: Final = "/mcp"
+"""Path of the MCP endpoint."""
+
 SESSION_IDLE_S: Final = 1800.0
 """An MCP session of the older era that nobody uses is closed after this; agents know nothing of it."""
 
 
-def build_app(server: ToolServer, settings: Settings, names: Names, beside: Sequence[BaseRoute], url: str) -> Starlette:
+def build_app(
+    server: ToolServer,
+    settings: Settings,
+    names: Names,
+    beside: Sequence[BaseRoute],
+    url: str,
+    draining: anyio.Event,
+) -> Starlette:
     """The application, with its lifespan.
 
     Args:
@@ -35,11 +47,13 @@ def build_app(server: ToolServer, settings: Settings, names: Names, beside: Sequ
         names: by which names it may be called.
         beside: what is served beside the MCP endpoint.
         url: where clients find the MCP endpoint, when no public URL is set.
+        draining: set when the server leaves.
 
     Raises:
         ValueError: the OAuth settings do not go together.
     """
     endpoint = server.streamable_http_app(
+        streamable_http_path=ENDPOINT,
         max_request_body_size=MAX_MESSAGE_BYTES,
         max_sessions=settings.http_sessions,
         session_idle_timeout=SESSION_IDLE_S,
@@ -74,6 +88,7 @@ def build_app(server: ToolServer, settings: Settings, names: Names, beside: Sequ
             metadata_url = f"{resource.removesuffix('/mcp')}{METADATA_PATH}/mcp"
         credentials, rates = Credentials(server.backend, oauth), Rates(settings.requests_per_minute)
         middleware.append(Middleware(Authentication, credentials.caller, metadata_url, rates))
+    middleware.append(Middleware(Standing, ENDPOINT, draining))
     return Starlette(
         routes=routes,
         middleware=middleware,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import socket
 import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -47,6 +49,62 @@ async def test_a_client_over_http_spawns_and_the_server_ends_with_its_agents(tmp
         site.wire.process.send_signal(signal.SIGTERM)
         assert await anyio.to_thread.run_sync(site.wire.wait) == 0
         assert not alive(family)
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_clients_that_only_listen_do_not_keep_a_server_from_leaving(tmp_path: Path, era: Era) -> None:
+    """Every client of the older era holds a stream open, and it may be long that agents get to finish."""
+    with serving_http(tmp_path, ROOKERY_DRAIN_S="600") as site, anyio.fail_after(60):
+        async with listening(site, era):
+            site.wire.process.send_signal(signal.SIGTERM)
+            assert await anyio.to_thread.run_sync(site.wire.wait) == 0
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_call_under_way_is_answered_while_the_server_leaves_though_its_clients_stream_has_ended(
+    tmp_path: Path, era: Era
+) -> None:
+    with serving_http(tmp_path, ROOKERY_DRAIN_S="600") as site, anyio.fail_after(60):
+        steps = [bash("touch begun; until [ -e go ]; do sleep 0.05; done"), {"text": "finished"}]
+        async with listening(site, era) as client, anyio.create_task_group() as tasks:
+
+            async def work() -> None:
+                result = await client.call_tool("spawn_agent", {"prompt": prompt_with(steps), "wait_s": 50})
+                assert answer_of(result)["text"] == "finished"
+
+            tasks.start_soon(work)
+            with anyio.fail_after(30):
+                while not (begun := list(tmp_path.glob("sandboxes/*/workspace/begun"))):
+                    await anyio.sleep(0.02)
+            site.wire.process.send_signal(signal.SIGTERM)
+            await closed(site)
+            begun[0].with_name("go").touch()
+        assert await anyio.to_thread.run_sync(site.wire.wait) == 0
+
+
+@asynccontextmanager
+async def listening(site: Site, era: Era) -> AsyncIterator[Client]:
+    """A client that listens to changes, on the stream that its era has for that."""
+    async with Client(site.url, mode=era) as client:
+        # The SDK's client asks for them after a call that it knows no tool of, when it may be too late.
+        await client.list_tools()
+        if era == "legacy":
+            yield client
+            return
+        async with client.listen(resources_list_changed=True):
+            yield client
+
+
+async def closed(site: Site) -> None:
+    """Wait until a server takes no more connections."""
+    with anyio.fail_after(30):
+        while True:
+            try:
+                stream = await anyio.connect_tcp("127.0.0.1", site.port)
+            except OSError:
+                return
+            await stream.aclose()
+            await anyio.sleep(0.02)
 
 
 async def file_made(path: Path) -> None:
