@@ -23,6 +23,13 @@ PRINCIPAL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
 _SECRET: Final = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43}}")
 
 
+MAX_BUDGET_USD: Final = 1_000_000
+"""Largest budget of a token."""
+
+MAX_LIFE: Final = timedelta(days=36_500)
+"""Longest that a token can be made for."""
+
+
 class Tokens:
     """The tokens of one store."""
 
@@ -59,6 +66,13 @@ class Tokens:
             )
         if not scopes:
             raise RookeryError(ErrorCode.INVALID_ARGUMENT, "A token without any scope allows nothing: name one.")
+        if budget_usd is not None and not 0 < budget_usd <= MAX_BUDGET_USD:
+            raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"A token's budget is of ${MAX_BUDGET_USD:,} at most.")
+        if expires_in is not None and expires_in > MAX_LIFE:
+            raise RookeryError(
+                ErrorCode.INVALID_ARGUMENT,
+                f"A token is good for {MAX_LIFE.days:,} days at most; without an end until it is revoked.",
+            )
         now = self._clock.now()
         secret = PREFIX + self._clock.secret()
         token = TokenRecord(

@@ -45,6 +45,8 @@ def tools_of(names: Iterable[str], *, read_only: bool = False) -> Tools:
             ErrorCode.INVALID_ARGUMENT,
             f"toolsets: there is no toolset {unknown[0][:40]!r}; there are {', '.join((ALL, *TOOLSETS))}.",
         )
+    if not wanted:
+        raise RookeryError(ErrorCode.INVALID_ARGUMENT, f"toolsets: name at least one of {', '.join((ALL, *TOOLSETS))}.")
     chosen = tuple(
         tool
         for name, tools in TOOLSETS.items()

@@ -300,6 +300,10 @@ def test_a_token_is_made_listed_and_revoked_at_the_command_line(tmp_path: Path) 
     assert "revoked" in runner.invoke(app, ["tokens", "list"]).output
     assert runner.invoke(app, ["tokens", "revoke", token_id]).exit_code == 1
     assert runner.invoke(app, ["tokens", "create", "x", "--scopes", "agents:fly"]).exit_code == 2
+    for beyond in (["--budget", "inf"], ["--budget", "1e300"], ["--expires", "999999w"]):
+        refused = runner.invoke(app, ["tokens", "create", "x", *beyond])
+        assert refused.exit_code == 1
+        assert "invalid_argument" in refused.output
     assert runner.invoke(app, ["tokens", "create", "oauth:someone"]).exit_code == 1
 
 
