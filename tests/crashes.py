@@ -25,6 +25,7 @@ from server.models import Outcome, SessionState, StopReason
 from server.registry import Registry
 from server.requests import ListRequest, SpawnRequest
 from tests.house import ME, PATIENCE_S, go_on, open_house, settled
+from tests.providers import owned_below
 from tests.workload import HERE, PHASES, Ground, overrides, prepare, serve
 
 READY_S: Final = 60.0
@@ -138,6 +139,7 @@ async def check_house(
         await _nothing_is_left(home, temporary, uids, pid, started)
         if ground is not HERE:
             await _all_come_to_rest(registry)
+            await _no_strangers(home, ground)
         listed = await _sessions(registry)
         interrupted = _check_sessions(home, promises, listed)
         await _check_money(registry, home, promises, listed, ground)
@@ -152,6 +154,14 @@ async def _all_come_to_rest(registry: Registry) -> None:
     with anyio.fail_after(PATIENCE_S):
         while any(one.state.is_busy and not _asleep(one) for one in (await _sessions(registry)).values()):
             await anyio.sleep(0.1)
+
+
+async def _no_strangers(home: Path, ground: Ground) -> None:
+    """Sandboxes elsewhere that no session owns go, behind the start."""
+    deadline = time.monotonic() + PATIENCE_S
+    while strangers := set(ground.living()) - owned_below(home):
+        assert time.monotonic() < deadline, f"no session owns these sandboxes: {strangers}"
+        await anyio.sleep(0.1)
 
 
 def _asleep(outcome: Outcome) -> bool:

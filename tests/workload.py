@@ -15,7 +15,7 @@ import random
 import signal
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -88,11 +88,13 @@ class Ground:
         settings: that say so.
         environment: that goes with them.
         longest_run_s: after which a server is killed where it is, if it was not cut off in a phase by then.
+        living: the sandboxes that there are elsewhere, by their names there.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     longest_run_s: float = 2.5
+    living: Callable[[], Iterable[str]] = tuple
 
 
 HERE: Final = Ground()
