@@ -36,6 +36,9 @@ _PAGE: Final = 500
 _PART: Final = 1 << 20
 """Bytes of a file fetched at once."""
 
+_CURSOR_DIGITS: Final = 16
+"""More than any cursor has."""
+
 _MISSING: Final = frozenset({ErrorCode.SESSION_NOT_FOUND, ErrorCode.CHECKPOINT_NOT_FOUND, ErrorCode.INVALID_ARGUMENT})
 """Codes that mean that there is no such resource."""
 
@@ -62,9 +65,9 @@ def add_resources(server: ToolServer) -> None:
         description="All that happened in a session, one JSON event a line; `after` starts behind a cursor.",
         mime_type="application/x-ndjson",
     )
-    async def transcript(session_id: str, context: Context[Any, Any], after: int = 0) -> str:
+    async def transcript(session_id: str, context: Context[Any, Any], after: str = "0") -> str:
         with _reading(server, context, "transcript") as caller:
-            return await _transcript(server, caller.principal, session_id, after)
+            return await _transcript(server, caller.principal, session_id, _cursor(after))
 
     @server.resource(
         FILE,
@@ -131,6 +134,17 @@ async def _listed(server: ToolServer, principal: str, cursor: str | None) -> Lis
         ttl_ms=0,
         cache_scope="private",
     )
+
+
+def _cursor(text: str) -> int:
+    """A cursor as it stands in an address.
+
+    Raises:
+        RookeryError: ``invalid_argument``.
+    """
+    if not (text.isascii() and text.isdecimal() and len(text) <= _CURSOR_DIGITS):
+        raise RookeryError(ErrorCode.INVALID_ARGUMENT, "after: the cursor of an answer; 0 reads from the start.")
+    return int(text)
 
 
 async def _transcript(server: ToolServer, principal: str, session_id: str, after: int) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -150,8 +150,9 @@ class Subscriptions:
                 feed.streamed -= Counter(wanted)
 
     async def _initialized(self, ctx: Context, _: NotificationParams) -> None:
-        """From here on a connection of the older era is told when the list of sessions changes."""
-        self._joined(ctx)
+        """From here on a connection of the older era is told when the list of sessions changes, if it may read it."""
+        with suppress(MCPError):
+            self._joined(ctx)
 
     async def _subscribe(self, ctx: Context, params: SubscribeRequestParams) -> EmptyResult:
         addresses = self._joined(ctx)

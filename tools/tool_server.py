@@ -11,7 +11,8 @@ from mcp.server import MCPServer
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.mcpserver import Context
-from mcp_types import CallToolResult, InputRequiredResult, Tool
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequiredResult, Tool
 
 from server.callers import Caller, Scope
 from server.errors import ErrorCode, RookeryError
@@ -35,7 +36,7 @@ class ToolServer(MCPServer[Any]):
     """An MCP server whose tools are :class:`ToolDefinition` s over one backend.
 
     It replaces the SDK's own handling of tools (which answers bad arguments in the validator's words and takes
-    unknown ones in silence) at its two public methods.
+    unknown ones in silence) and of bad calls of prompts at its public methods.
 
     Args:
         definitions: the tools.
@@ -140,6 +141,30 @@ class ToolServer(MCPServer[Any]):
         if self._published is None:
             self._published = [definition.published() for definition in self._definitions.values()]
         return [*self._published, *await super().list_tools()]
+
+    async def get_prompt(
+        self, name: str, arguments: dict[str, Any] | None = None, context: Context[Any, Any] | None = None
+    ) -> GetPromptResult | InputRequiredResult:
+        """A prompt, filled in. The SDK alone would call its caller's mistakes failures of the server.
+
+        Raises:
+            MCPError: there is no such prompt, or its arguments are not those that it takes.
+        """
+        prompts = {prompt.name: prompt for prompt in await self.list_prompts()}
+        fault = ""
+        if (prompt := prompts.get(name)) is None:
+            fault = "There is no such prompt; prompts/list shows those that there are."
+        else:
+            takes = {one.name: one for one in prompt.arguments or ()}
+            given = set(arguments or {})
+            missing = [one.name for one in takes.values() if one.required and one.name not in given]
+            if missing:
+                fault = f"`{missing[0]}` is missing: {name} needs it."
+            elif given - takes.keys():
+                fault = f"{name} takes no other arguments than {', '.join(takes)}."
+        if fault:
+            raise MCPError(code=INVALID_PARAMS, message=f"{ErrorCode.INVALID_ARGUMENT.value}: {fault}")
+        return await super().get_prompt(name, arguments, context)
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None

@@ -20,7 +20,7 @@ from mcp_types import (
     ServerNotification,
 )
 
-from server.callers import Caller
+from server.callers import Caller, Scope
 from server.registry import Registry
 from tests.house import ME, open_house, run, say, settled
 from tests.surface import ERAS, Era, ReadyBackend
@@ -150,3 +150,13 @@ async def test_session_ids_and_policies_are_completed_for_their_principal(tmp_pa
             stranger = build_server(ReadyBackend(registry), caller=Caller("somebody else"))
             async with Client(stranger, mode=era) as client:
                 assert await completed(client, template, "session_id", session_id[:5]) == []
+
+
+async def test_a_client_that_may_not_read_connects_without_a_fault_of_ours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_house(tmp_path) as registry:
+        server = build_server(ReadyBackend(registry), caller=Caller(ME, frozenset({Scope.RUN})))
+        async with Client(server, mode="legacy") as client:
+            assert (await client.list_tools()).tools
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []

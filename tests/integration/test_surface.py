@@ -13,7 +13,7 @@ import anyio
 import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPError
-from mcp_types import BlobResourceContents, TextContent, TextResourceContents
+from mcp_types import INVALID_PARAMS, BlobResourceContents, TextContent, TextResourceContents
 
 from server.gateway.scripted import prompt_with
 from server.registry import Registry
@@ -335,6 +335,28 @@ async def test_what_rookery_did_not_foresee_is_internal_and_tells_no_secret(
             result = await client.call_tool("get_costs", {})
             assert error_of(result)["code"] == "internal"
             assert "secret" not in text_of(result)
+
+
+async def test_what_is_wrong_with_a_call_of_a_prompt_is_told_to_its_caller(tmp_path: Path, era: Era) -> None:
+    async with served(tmp_path, era) as (client, _):
+        for name, arguments, told in (
+            ("delegate", {}, "`task` is missing"),
+            ("delegate", {"task": "x", "tasks": "y"}, "no other arguments than task"),
+            ("nonsense", {}, "no such prompt"),
+        ):
+            with pytest.raises(MCPError, match=told) as refused:
+                await client.get_prompt(name, arguments)
+            assert refused.value.error.code == INVALID_PARAMS
+            assert refused.value.error.message.startswith("invalid_argument: ")
+
+
+async def test_a_cursor_in_an_address_that_is_none_is_told_as_such(tmp_path: Path, era: Era) -> None:
+    async with served(tmp_path, era) as (client, _):
+        session_id = (await spawn(client, {"text": "x"}))["session_id"]
+        for cursor in ("abc", "-1", "9" * 30, "1.5"):
+            with pytest.raises(MCPError, match="after: the cursor") as refused:
+                await client.read_resource(f"rookery://sessions/{session_id}/transcript?after={cursor}")
+            assert refused.value.error.code == INVALID_PARAMS
 
 
 async def test_prompts_help_a_person_delegate(tmp_path: Path, era: Era) -> None:
