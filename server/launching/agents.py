@@ -21,7 +21,7 @@ from server.errors import RookeryError
 from server.gateway import Grant
 from server.hooks import PostToolUse
 from server.models import NOT_COPIED, EventKind, SessionRecord
-from server.permissions.put_off import PutOff, naming_last, without_done
+from server.permissions.put_off import PutOff, naming_last, owed, without_done
 from server.policy_book import turns_of
 from server.sandboxes.base import LastingProcess, LastingSandbox, Sandbox, SandboxProvider, SandboxSpec
 from server.services import Services
@@ -121,7 +121,7 @@ async def prepare_again(
     main: Sequence[Mapping[str, Any]] = await services.store.transcript_prefix(session.id, cuts=cuts)
     if not any(entry.get("type") in CONVERSATION for entry in main):
         return prepare_fresh(services, session.id, sandbox, options, stack)
-    main = without_done(main)
+    main = without_done(main, await owed(services.store, session))
     if put_off is not None:
         main = naming_last(main, put_off.call)
     files = transcript_files(session.id, main, await services.store.subagent_transcripts(session.id, cuts=cuts))

@@ -20,6 +20,7 @@ from server.bounded import bounded
 from server.changes import Changes
 from server.errors import RookeryError
 from server.models import ApprovalRecord, ApprovalStatus, EventKind, SessionRecord, SessionState
+from server.permissions.put_off import finished, owed
 from server.services import Services
 
 log = structlog.get_logger(__name__)
@@ -56,7 +57,8 @@ class ApprovalDesk:
         self._asked = True
         approval = await self._question(request, tool_use_id, decision, turn)
         if approval.status is not ApprovalStatus.PENDING:
-            if approval.status is ApprovalStatus.ALLOWED and tool_use_id in await self._finished():
+            ran = await finished(self._services.store, self._session.id)
+            if approval.status is ApprovalStatus.ALLOWED and tool_use_id in ran:
                 return Verdict(Effect.DENY, "This call ran already: a person's answer holds for once.", by=OURSELVES)
             return _verdict(approval)
         put_off = Verdict(Effect.ASK, "Waiting for a person to answer.", defer=True)
@@ -107,16 +109,7 @@ class ApprovalDesk:
         Raises:
             RookeryError: ``storage_unavailable``.
         """
-        store = self._services.store
-        asked = await store.approvals(self._session.principal, self._session.id, pending=False)
-        if not asked:
-            return False
-        return not {one.tool_use_id for one in asked} <= await self._finished()
-
-    async def _finished(self) -> set[object]:
-        """The session's calls that have a result."""
-        results = await self._services.store.events(self._session.id, kinds=[EventKind.TOOL_RESULT], limit=1_000_000)
-        return {event.data.get("id") for event in results}
+        return bool(await owed(self._services.store, self._session))
 
     async def _known(self, request: ToolRequest, tool_use_id: str) -> ApprovalRecord | None:
         """The question about this very call, if it was asked before."""

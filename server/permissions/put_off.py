@@ -8,7 +8,7 @@ transcript is dead, as the next call's result hangs on the call; after the last 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,6 +45,29 @@ def may_wait_together(tools: Sequence[str]) -> bool:
     return len(tools) < 2 or QUIET.issuperset(tools)
 
 
+async def owed(store: Store, session: SessionRecord) -> frozenset[str]:
+    """The calls that the session asked a person about and that have had no result yet.
+
+    Raises:
+        RookeryError: ``storage_unavailable``.
+    """
+    asked = await store.approvals(session.principal, session.id, pending=False)
+    if not asked:
+        return frozenset()
+    done = await finished(store, session.id)
+    return frozenset(one.tool_use_id for one in asked if one.tool_use_id not in done)
+
+
+async def finished(store: Store, session_id: str) -> set[object]:
+    """The session's calls that have a result.
+
+    Raises:
+        RookeryError: ``storage_unavailable``.
+    """
+    results = await store.events(session_id, kinds=[EventKind.TOOL_RESULT], limit=1_000_000)
+    return {event.data.get("id") for event in results}
+
+
 async def unfinished(store: Store, session: SessionRecord) -> list[ApprovalRecord]:
     """The questions of a session's latest turn whose calls wait in the agent, oldest first.
 
@@ -52,8 +75,7 @@ async def unfinished(store: Store, session: SessionRecord) -> list[ApprovalRecor
         RookeryError: ``storage_unavailable``.
     """
     questions = await store.approvals(session.principal, session.id, pending=False)
-    results = await store.events(session.id, kinds=[EventKind.TOOL_RESULT], limit=1_000_000)
-    done = {event.data.get("id") for event in results}
+    done = await finished(store, session.id)
     return [one for one in questions if one.turn == session.turn and one.tool_use_id not in done]
 
 
@@ -79,18 +101,23 @@ def naming_last(entries: Sequence[Mapping[str, Any]], call: str) -> list[Mapping
     return [*(entry for entry in entries if _put_off_by(entry) != call), *named]
 
 
-def without_done(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """A transcript without the notes that put calls off which have a result by now.
+def without_done(entries: Sequence[Mapping[str, Any]], waiting: Container[str]) -> list[Mapping[str, Any]]:
+    """A transcript without the notes that put calls off which have a result by now, or that are not the session's.
 
     A CLI that starts again runs the last call that its transcript says was put off, also one that ran already (seen
-    with 2.1.332): what a person allowed once would run at each start. What hung on such a note hangs on what is before.
+    with 2.1.332): what a person allowed once would run at each start. A conversation that was forked, or taken back,
+    in the midst of a turn that waited has such a note too, and the call would come before the prompt is answered, or
+    in its place. What hung on a note hangs on what is before.
+
+    Args:
+        waiting: the calls of the session that may yet be taken up.
     """
     done = {block.get("tool_use_id") for entry in entries for block in _results(entry)}
     before: dict[object, object] = {}
     kept: list[Mapping[str, Any]] = []
     for entry in entries:
         call = _put_off_by(entry)
-        if call is not None and call in done:
+        if call is not None and (call in done or call not in waiting):
             parent = entry.get("parentUuid")
             before[entry.get("uuid")] = before.get(parent, parent)
             continue

@@ -176,6 +176,24 @@ async def test_a_call_that_ran_after_its_answer_does_not_run_again_when_its_agen
             assert (await settled(registry, fork)).text.split() == ["once"]
 
 
+async def test_a_fork_or_a_rewind_to_where_a_turn_waited_does_not_take_up_its_call(tmp_path: Path) -> None:
+    """It would come, and ask, before the prompt is answered, or be answered in its place."""
+    async with open_house(tmp_path / "home", policy_dir=policy_dir(tmp_path), approval_hot_s=0.3) as registry:
+        session_id = await spawn(registry, STEPS, policy="asking")
+        (pending,) = (await until(registry, session_id, asleep)).pending_approvals
+        (waited,) = [one for one in (await registry.get(ME, session_id)).checkpoints if one.kind == "turn_end"]
+        say_it = prompt_with([{"text": "the fork's own"}])
+        (fork,) = await registry.fork(ME, session_id, prompt=say_it, checkpoint_id=waited.checkpoint_id, count=1)
+        outcome = await until(registry, fork, lambda now: asked(now) or not now.state.is_busy)
+        assert (outcome.turn, outcome.text, outcome.pending_approvals) == (1, "the fork's own", ())
+
+        await registry.answer_approval(ME, pending.approval_id, allow=True)
+        assert (await settled(registry, session_id)).changed_files == ("made",)
+        await registry.rewind(ME, session_id, waited.checkpoint_id, dry_run=False, conversation=True)
+        outcome = await go_on(registry, session_id, [{"text": "after the rewind"}])
+        assert (outcome.turn, outcome.text, outcome.denials) == (2, "after the rewind", 0)
+
+
 async def test_an_answer_holds_for_one_run_whatever_the_cli_makes_of_its_transcript(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +203,7 @@ async def test_an_answer_holds_for_one_run_whatever_the_cli_makes_of_its_transcr
         (pending,) = (await until(registry, session_id, asleep)).pending_approvals
         await registry.answer_approval(ME, pending.approval_id, allow=True)
         assert (await settled(registry, session_id)).text == "ran"
-    monkeypatch.setattr("server.launching.agents.without_done", list)
+    monkeypatch.setattr("server.launching.agents.without_done", lambda entries, _: list(entries))
     async with open_house(home, policy_dir=policies, approval_hot_s=0.3) as registry:
         await go_on(registry, session_id, [{"text": "went on"}])
         refused = [

@@ -41,7 +41,7 @@ def test_a_note_whose_call_has_a_result_is_left_out_and_what_hung_on_it_hangs_on
         result("r1", "a", "one"),
         result("r2", "x", "two"),
     ]
-    kept = without_done(entries)
+    kept = without_done(entries, {"one", "two"})
     assert ids(kept) == [("a", None), ("x", "a"), (None, "a"), ("r1", "a"), ("r2", "x")]
 
 
@@ -53,7 +53,18 @@ def test_a_note_whose_call_waits_stays_and_the_one_to_be_taken_up_comes_last() -
         note("n3", "a", "three"),
         result("r2", "a", "two"),
     ]
-    assert ids(naming_last(without_done(entries), "one")) == [("a", None), ("n3", "a"), ("r2", "a"), ("n1", "a")]
+    kept = without_done(entries, {"one", "two", "three"})
+    assert ids(naming_last(kept, "one")) == [
+        ("a", None),
+        ("n3", "a"),
+        ("r2", "a"),
+        ("n1", "a"),
+    ]
+
+
+def test_a_note_of_a_call_that_is_not_the_sessions_to_take_up_is_left_out() -> None:
+    entries = [ASKED, note("n1", "a", "one"), {"uuid": "x", "parentUuid": "n1"}]
+    assert ids(without_done(entries, {"another"})) == [("a", None), ("x", "a")]
 
 
 def test_an_entry_of_another_shape_is_left_as_it_is() -> None:
@@ -64,4 +75,4 @@ def test_an_entry_of_another_shape_is_left_as_it_is() -> None:
         {"message": {"content": None}},
         note("n1", None, "waits"),
     ]
-    assert without_done(odd) == odd
+    assert without_done(odd, {"waits"}) == odd
