@@ -32,6 +32,9 @@ from server.workspaces.snapshots import REWOUND, Snapshots, joined
 MAX_SHOWN: Final = 200
 """Files, and entries left out, that are listed one by one in a report; the counts are of all."""
 
+REWIND_S: Final = 600.0
+"""Longest rewind, which nobody can call off."""
+
 Cuts = tuple[tuple[int, int], ...]
 
 FORK_NOTICE: Final = (
@@ -90,7 +93,7 @@ class Undo:
 
         Raises:
             RookeryError: ``checkpoint_not_found`` (conversation of another session), ``sandbox_lost``,
-                ``storage_unavailable`` (the old state is intact, or a second rewind completes it).
+                ``storage_unavailable`` and ``timeout`` (the old state is intact, or a second rewind completes it).
         """
         if conversation and checkpoint.session_id != session.id:
             raise RookeryError(
@@ -106,6 +109,20 @@ class Undo:
             changes = await self._compare(present.tree_hash, checkpoint.tree)
             left = await services.checkpoints.forecast(present.tree_hash, checkpoint.tree)
             return self._report(session, checkpoint, changes, conversation, left, undo=None)
+        # Done whole, though the caller goes away: files that went back without their conversation are neither state.
+        try:
+            with anyio.fail_after(REWIND_S, shield=True):
+                return await self._rewound(session, checkpoint, files, conversation)
+        except TimeoutError as error:
+            raise RookeryError(
+                ErrorCode.TIMEOUT, "The rewind took too long; a second one completes it.", retryable=True
+            ) from error
+
+    async def _rewound(
+        self, session: SessionRecord, checkpoint: CheckpointRecord, files: WorkspaceFiles, conversation: bool
+    ) -> RewindReport:
+        """Take the files back, and the conversation with them, and write down that it was done."""
+        services = self._services
         snapshots = Snapshots(services, session)
         undo: CheckpointRecord | None = None
 

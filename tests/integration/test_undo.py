@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from server.errors import ErrorCode, RookeryError
@@ -12,6 +14,7 @@ from server.gateway.scripted import prompt_with
 from server.models import SessionState
 from server.registry import Registry
 from server.requests import ListRequest
+from server.resting import seal_files
 from tests.house import ME, PATIENCE_S, bash, go_on, open_house, run, say, settled, spawn
 
 pytestmark = pytest.mark.providers
@@ -60,6 +63,35 @@ async def test_a_conversation_goes_back_too_if_asked_and_the_rewind_can_be_undon
         await registry.rewind(ME, first.session_id, report.undo_checkpoint_id, dry_run=False, conversation=True)
         fourth = await go_on(registry, first.session_id, [{"reply_with": "conversation"}])
         assert "pumpernickel" in fourth.text
+
+
+async def test_a_rewind_whose_caller_goes_away_is_done_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that went back alone, with the conversation left as it was, are nothing that anybody asked for."""
+    async with open_house(tmp_path) as registry:
+        first = await run(registry, [bash("echo one > file"), {"text": "marmalade"}])
+        session_id = first.session_id
+        second = await go_on(registry, session_id, [bash("echo two > file"), {"text": "pumpernickel"}])
+        restored = anyio.Event()
+
+        async def seal(*arguments: Any) -> None:
+            restored.set()
+            await anyio.lowlevel.checkpoint()
+            await seal_files(*arguments)
+
+        monkeypatch.setattr("server.undo.seal_files", seal)
+        async with anyio.create_task_group() as caller:
+
+            async def call() -> None:
+                assert second.checkpoint_id is not None
+                await registry.rewind(ME, session_id, second.checkpoint_id, dry_run=False, conversation=True)
+
+            caller.start_soon(call)
+            await restored.wait()
+            caller.cancel_scope.cancel()
+        assert await tree(registry, session_id) == {"file": "one\n"}
+        said = await go_on(registry, session_id, [{"reply_with": "conversation"}])
+        assert "marmalade" in said.text
+        assert "pumpernickel" not in said.text
 
 
 async def test_forks_have_files_and_conversation_of_their_own_and_leave_the_original_alone(tmp_path: Path) -> None:
