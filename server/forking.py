@@ -11,6 +11,7 @@ import structlog
 from server.errors import ErrorCode, RookeryError
 from server.fleet import Fleet
 from server.forwarding import Forwarding
+from server.holding import Holding
 from server.models import CheckpointRecord, SessionRecord, SessionState
 from server.prompting import Prompting
 from server.requests import PromptRequest
@@ -43,6 +44,7 @@ class Forking:
         services: Services,
         fleet: Fleet,
         forwarding: Forwarding,
+        holding: Holding,
         undo: Undo,
         prompting: Prompting,
         remove: Callable[[str, str], Awaitable[object]],
@@ -50,6 +52,7 @@ class Forking:
         self._services = services
         self._fleet = fleet
         self._forwarding = forwarding
+        self._holding = holding
         self._undo = undo
         self._prompting = prompting
         self._remove = remove
@@ -183,14 +186,28 @@ class Forking:
             retryable=True,
         )
 
+    async def _present(self, session: SessionRecord) -> CheckpointRecord | None:
+        """A checkpoint of a session as it is now; None when it is at work by now, or rests in another process."""
+        try:
+            # Held, so that no other process lets its agent at the files while they are looked at.
+            async with self._holding.resting(session.principal, session.id) as current:
+                return await self._undo.checkpoint(current, "fork")
+        except RookeryError as error:
+            if error.code is ErrorCode.SESSION_BUSY:
+                return None
+            if error.code is not ErrorCode.SESSION_ENDED:
+                raise
+        async with self._fleet.lock(session.id):
+            ended = await self._services.store.session(session.principal, session.id)
+            return await self._undo.checkpoint(ended, "fork")
+
     async def _fork_point(self, session: SessionRecord, checkpoint_id: str | None) -> CheckpointRecord:
         if checkpoint_id is not None:
             return await self._undo.find(session, checkpoint_id)
         if not session.state.is_busy and not await self._forwarding.belongs_elsewhere(session):
-            async with self._fleet.lock(session.id):
-                current = await self._services.store.session(session.principal, session.id)
-                if not current.state.is_busy:
-                    return await self._undo.checkpoint(current, "fork")
+            present = await self._present(session)
+            if present is not None:
+                return present
         turn = await self._services.store.turn(session.id, session.turn)
         if not session.state.is_busy and turn.end_checkpoint_id is not None:
             # It rests in another server process, which alone may look at its files now.

@@ -72,7 +72,13 @@ class Registry(SessionReader):
         self._prompting = Prompting(services, self._fleet, self.janitor)
         self._holding = Holding(services, self._fleet, self._forwarding)
         self._forking = Forking(
-            services, self._fleet, self._forwarding, self._undo, self._prompting, partial(self.end, delete=True)
+            services,
+            self._fleet,
+            self._forwarding,
+            self._holding,
+            self._undo,
+            self._prompting,
+            partial(self.end, delete=True),
         )
 
     # --- starting ---------------------------------------------------------------------------------------------

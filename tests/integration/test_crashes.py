@@ -7,6 +7,7 @@ import signal
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -20,6 +21,7 @@ from server.gateway.scripted import prompt_with
 from server.leases import Leases
 from server.models import EventKind, SessionRecord, SessionState, StopReason
 from server.requests import CostRequest, ListRequest
+from server.resting import working_files
 from server.sandboxes.base import SandboxSpec
 from server.services import Services
 from server.workspaces.healing import heal_workspace
@@ -382,6 +384,31 @@ async def test_b07_the_same_request_racing_in_two_servers_is_one_turn(tmp_path: 
         assert turns == [2, 2, 2, 2]
         assert (await settled(one, first.session_id)).text == "once"
         assert await say(other, first.session_id, [{"text": "again"}], request_id="the-same", budget_usd=0.0001) == 2
+
+
+async def test_a_session_that_is_forked_in_one_server_gets_no_turn_in_another_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the fork would get files that were never there together."""
+    async with open_house(tmp_path, idle_s=0.1) as one, open_house(tmp_path) as other:
+        first = await run(one, [bash("echo one > file"), {"text": "first"}])
+        with anyio.fail_after(20):
+            while (await one.get(ME, first.session_id)).resident:
+                await anyio.sleep(0.05)
+        owners: list[bool] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def looking(services: Any, session: Any) -> Any:
+                owner = (await services.store.session_for_server(session.id)).owner
+                owners.append(owner == services.server_id)
+                tasks.start_soon(go_on, other, first.session_id, [bash("echo two > file"), {"text": "second"}])
+                return await working_files(services, session)
+
+            monkeypatch.setattr("server.undo.working_files", looking)
+            (fork,) = await one.fork(ME, first.session_id, prompt=None, checkpoint_id=None, count=1)
+        assert owners == [True]
+        assert (await one.read_file(ME, fork, "file")).text == "one\n"
+        assert (await settled(one, first.session_id)).text == "second"
 
 
 async def test_old_checkpoints_are_thinned_out_but_not_what_a_fork_hangs_on(tmp_path: Path) -> None:
