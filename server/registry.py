@@ -209,24 +209,36 @@ class Registry(SessionReader):
     async def end(self, principal: str, session_id: str, *, delete: bool, descendants: bool = False) -> Deletion:
         """End a session for good; with ``delete`` also remove its files, transcript and events (not its costs).
 
-        With ``descendants`` all that it spawned, and they in turn, are ended first, those furthest down before others.
+        With ``descendants`` all that it spawned, and they in turn, are ended first, those furthest down before others;
+        then what was spawned meanwhile.
 
         Raises:
             RookeryError: ``session_not_found``, ``storage_unavailable``.
         """
-        ended = 0
+        below: list[str] = []
         if descendants:
             await self._services.store.session(principal, session_id)
-            for below in reversed(await self._services.store.descendants(session_id)):
-                await self.end(principal, below, delete=delete)
-                ended += 1
+            await self._end_below(principal, session_id, below)
         session, result = await self._elsewhere(principal, session_id, "end", {})
         if result is None:
             async with self._fleet.lock(session_id):
                 await self._end_here(session)
+        # Who has ended spawns no more, so this comes to an end, after as many rounds as there are generations.
+        while descendants and await self._end_below(principal, session_id, below):
+            pass
         if delete:
-            await self.janitor.delete(await self._services.store.session(principal, session_id))
-        return Deletion(session_id=session_id, state=SessionState.ENDED, deleted=delete, descendants_ended=ended)
+            # The last first: what is below is found by way of what is above.
+            for one in (*reversed(below), session_id):
+                await self.janitor.delete(await self._services.store.session(principal, one))
+        return Deletion(session_id=session_id, state=SessionState.ENDED, deleted=delete, descendants_ended=len(below))
+
+    async def _end_below(self, principal: str, session_id: str, ended: list[str]) -> bool:
+        """End what descends from a session and is not among ``ended``, which takes it; whether there was anything."""
+        found = [one for one in await self._services.store.descendants(session_id) if one not in ended]
+        for one in reversed(found):
+            await self.end(principal, one, delete=False)
+        ended += found
+        return bool(found)
 
     async def inherited(self, parent: SessionRecord, request: SpawnRequest) -> SpawnRequest:
         """A request for a child of a session: see :func:`server.inheritance.inherited`."""

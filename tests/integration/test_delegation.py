@@ -13,7 +13,7 @@ from server.errors import ErrorCode, RookeryError
 from server.gateway.scripted import prompt_with
 from server.models import EventKind, Outcome, SessionState
 from server.registry import Registry
-from server.requests import CostRequest, ListRequest
+from server.requests import CostRequest, ListRequest, SpawnRequest
 from server.views import SessionSummary
 from tests.house import ME, bash, events, open_house, run, settled, spawn
 from tests.integration.test_policies import policy_dir
@@ -179,6 +179,30 @@ async def test_ending_with_descendants_ends_those_that_work(tmp_path: Path) -> N
         assert answer.descendants_ended == 2
         for session in (parent, middle.session_id, last.session_id):
             assert (await registry.outcome(ME, session)).state is SessionState.ENDED
+
+
+@pytest.mark.parametrize("delete", [False, True])
+async def test_what_is_spawned_while_its_parent_is_ended_is_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delete: bool
+) -> None:
+    """It would work on, and cost, with nobody who knows of it."""
+    policies = policy_dir(tmp_path, boss=BOSS)
+    async with open_house(tmp_path / "home", policy_dir=policies, policy="boss") as registry:
+        parent = await spawn(registry, [bash("tail -f /dev/null")])
+        listed, late = registry._services.store.descendants, list[str]()
+
+        async def listing(session_id: str) -> list[str]:
+            found = await listed(session_id)
+            if session_id == parent and not late:
+                request = SpawnRequest(prompt=prompt_with([bash("tail -f /dev/null")]))
+                late.append(await registry.spawn(ME, request, parent_id=parent))
+            return found
+
+        monkeypatch.setattr(registry._services.store, "descendants", listing)
+        answer = await registry.end(ME, parent, delete=delete, descendants=True)
+        assert answer.descendants_ended == len(late) == 1
+        left = (await registry.list(ME, ListRequest(limit=100))).sessions
+        assert {one.state for one in left} == (set() if delete else {SessionState.ENDED})
 
 
 async def test_a_call_that_no_gate_allowed_is_refused(tmp_path: Path) -> None:
