@@ -121,7 +121,7 @@ async def prepare_again(
     main: Sequence[Mapping[str, Any]] = await services.store.transcript_prefix(session.id, cuts=cuts)
     if not any(entry.get("type") in CONVERSATION for entry in main):
         return prepare_fresh(services, session.id, sandbox, options, stack)
-    main = without_done(main, await owed(services.store, session))
+    main = without_done(main, {one.tool_use_id for one in await owed(services.store, session)})
     if put_off is not None:
         main = naming_last(main, put_off.call)
     files = transcript_files(session.id, main, await services.store.subagent_transcripts(session.id, cuts=cuts))

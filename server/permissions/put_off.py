@@ -45,17 +45,17 @@ def may_wait_together(tools: Sequence[str]) -> bool:
     return len(tools) < 2 or QUIET.issuperset(tools)
 
 
-async def owed(store: Store, session: SessionRecord) -> frozenset[str]:
-    """The calls that the session asked a person about and that have had no result yet.
+async def owed(store: Store, session: SessionRecord) -> list[ApprovalRecord]:
+    """The questions of a session whose calls have had no result yet, oldest first.
 
     Raises:
         RookeryError: ``storage_unavailable``.
     """
     asked = await store.approvals(session.principal, session.id, pending=False)
     if not asked:
-        return frozenset()
+        return []
     done = await finished(store, session.id)
-    return frozenset(one.tool_use_id for one in asked if one.tool_use_id not in done)
+    return [one for one in asked if one.tool_use_id not in done]
 
 
 async def finished(store: Store, session_id: str) -> set[object]:
@@ -74,9 +74,7 @@ async def unfinished(store: Store, session: SessionRecord) -> list[ApprovalRecor
     Raises:
         RookeryError: ``storage_unavailable``.
     """
-    questions = await store.approvals(session.principal, session.id, pending=False)
-    done = await finished(store, session.id)
-    return [one for one in questions if one.turn == session.turn and one.tool_use_id not in done]
+    return [one for one in await owed(store, session) if one.turn == session.turn]
 
 
 async def next_up(store: Store, session: SessionRecord) -> PutOff | None:

@@ -134,7 +134,7 @@ async def abandon(registry: object, session_id: str) -> None:
 async def mended(registry: object, session_id: str) -> None:
     """Have the janitor go round until a session is not at work any more."""
     with anyio.fail_after(PATIENCE_S):
-        # A session that somebody in this process is just at is left to the next round.
+        # A session that somebody in this process stays at is left to the next round.
         while (await registry.outcome(ME, session_id)).state.is_busy:  # type: ignore[attr-defined]
             await registry.janitor.reconcile()  # type: ignore[attr-defined]
             await anyio.sleep(0.01)

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,14 @@ def victim(
         assert server.wait() == -9
 
 
+def wait_until(met: Callable[[], object], otherwise: str) -> None:
+    """Wait for what a server in another process does."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not met():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.02)
+
+
 def workspace_of(cloud: E2BCloud) -> Path:
     """The workspace of the only sandbox, as a directory of this machine."""
     (sandbox,) = cloud.sandboxes
@@ -132,10 +140,7 @@ async def test_a_turn_goes_on_when_its_server_was_killed(tmp_path: Path, e2b_clo
     home = tmp_path / "home"
     with victim(home, e2b_cloud, STEPS) as session_id:
         workspace = workspace_of(e2b_cloud)
-        deadline = time.monotonic() + PATIENCE_S
-        while not (workspace / "started").exists():
-            assert time.monotonic() < deadline, "the tool did not start"
-            time.sleep(0.02)
+        wait_until((workspace / "started").exists, "the tool did not start")
     identity = e2b_cloud.living()
     if meanwhile == "the tool ended":
         (workspace / "go").touch()
@@ -169,10 +174,7 @@ async def test_a_call_that_was_taken_up_again_when_its_server_was_killed_runs_on
     ]
     with victim(home, e2b_cloud, steps, allow_first=True, **asking) as session_id:
         workspace = workspace_of(e2b_cloud)
-        deadline = time.monotonic() + PATIENCE_S
-        while not (workspace / "started").exists():
-            assert time.monotonic() < deadline, "the tool did not start"
-            time.sleep(0.02)
+        wait_until((workspace / "started").exists, "the tool did not start")
     async with open_house(home, **settings_on(e2b_cloud), **asking) as registry:
         with anyio.fail_after(PATIENCE_S):
             while not (await registry.get(ME, session_id)).resident:
@@ -206,10 +208,8 @@ async def test_a_question_that_was_hot_when_its_server_was_killed_is_answered_at
         victim(home, e2b_cloud, steps, **asking) as session_id,
         closing(sqlite3.connect(home / "rookery.db")) as database,
     ):
-        deadline = time.monotonic() + PATIENCE_S
-        while not database.execute("SELECT 1 FROM approvals WHERE status = 'pending'").fetchone():
-            assert time.monotonic() < deadline, "nothing was asked"
-            time.sleep(0.02)
+        asked = "SELECT 1 FROM approvals WHERE status = 'pending'"
+        wait_until(lambda: database.execute(asked).fetchone(), "nothing was asked")
     identity = e2b_cloud.living()
     async with open_house(home, **settings_on(e2b_cloud), **asking) as registry:
         with anyio.fail_after(PATIENCE_S):
